@@ -1,0 +1,126 @@
+"""One dispatcher: its parts, how it starts and how it stops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from imserver import __version__, config
+from imserver.data.bans import RedisBans
+from imserver.data.connections import RedisConnections
+from imserver.data.events import RedisEvents
+from imserver.data.inbox import RedisInboxes
+from imserver.data.interface import Unavailable
+from imserver.data.journal import RedisJournal
+from imserver.data.leases import RedisLeases
+from imserver.data.mailboxes import RedisMailboxes
+from imserver.data.redis import Redis
+from imserver.dispatcher.http import DispatcherApi, Parts
+from imserver.http.site import Site
+from imserver.ops.metrics import Metrics
+from imserver.ops.startup import insist, listen
+from imserver.routing.router import Router
+from imserver.routing.workers import FRESH_S, Workers
+from imserver.rpc.peers import PerspectivePeers
+
+log = Logger()
+
+FINISH_S = 3.0
+"""How long a stopping dispatcher waits for what is under way."""
+
+_WORKER_EVENTS = frozenset({"join", "leave", "resubscribed"})
+
+
+class Dispatcher:
+    """`start` and `stop` for `imserver.ops.startup.serve`. `port` is where it listens once it is started."""
+
+    def __init__(self, reactor: Any, settings: config.Config) -> None:
+        self._reactor = reactor
+        self._settings = settings
+        self._redis: Redis | None = None
+        self._events: RedisEvents | None = None
+        self._peers: PerspectivePeers | None = None
+        self._workers: Workers | None = None
+        self._api: DispatcherApi | None = None
+        self._refresh = LoopingCall(self._look)
+        self._refresh.clock = reactor
+        self.port: IListeningPort | None = None
+
+    async def start(self) -> None:
+        """Reach Redis, look who lives, listen; raises `imserver.ops.startup.StartupError`."""
+        settings, reactor = self._settings, self._reactor
+        metrics = Metrics("im-dispatcher", __version__)
+        redis = self._redis = Redis(reactor, settings.redis)
+        await insist(
+            reactor,
+            redis.ping,
+            wait_s=settings.redis.startup_wait_s,
+            what=f"Redis at {redis.address.text}; see [redis] url",
+            errors=(Unavailable,),
+        )
+        self._peers = PerspectivePeers(reactor, settings.cluster)
+        leases = RedisLeases(redis, settings.worker.lease_ttl_s)
+        workers = self._workers = Workers(leases, self._peers, reactor)
+        self._events = RedisEvents(reactor, redis, settings.redis)
+        self._events.subscribe(self._heard)
+        await workers.refresh()
+        self._refresh.start(FRESH_S, now=False).addErrback(_unexpected)
+        inboxes = RedisInboxes(redis, reactor, settings.delivery)
+        pushes = metrics.counter("pushes", "Frames by how they reached a worker, or did not.", ("strategy",))
+        metrics.gauge_of("workers", "Live workers.", lambda: len(workers.all()))
+        metrics.gauge_of("redis_in_flight", "Redis commands under way.", lambda: redis.in_flight)
+        self._api = DispatcherApi(
+            Parts(
+                settings=settings,
+                clock=reactor,
+                router=Router(
+                    inboxes,
+                    RedisConnections(redis),
+                    workers,
+                    self._peers,
+                    RedisMailboxes(redis),
+                    lambda strategy: pushes.labels(strategy).inc(),
+                ),
+                inboxes=inboxes,
+                bans=RedisBans(redis, settings.suspension),
+                journal=RedisJournal(redis),
+                metrics=metrics,
+                checks={"redis": redis.ping},
+            )
+        )
+        site = Site(self._api, reactor)
+        self.port = await listen(reactor, settings.dispatcher.listen, site, setting="[dispatcher] listen")
+
+    async def stop(self) -> None:
+        """Take no more calls, finish those under way, close everything; also after a start that failed."""
+        if self.port is not None:
+            await defer.maybeDeferred(self.port.stopListening)
+        if self._api is not None:
+            try:
+                await self._api.pushing.room.idle().addTimeout(FINISH_S, self._reactor)
+            except defer.TimeoutError:
+                log.warn("stopping with deliveries under way after {seconds} s", seconds=FINISH_S)
+        if self._refresh.running:
+            self._refresh.stop()
+        for part in (self._events, self._peers, self._redis):
+            if part is not None:
+                await part.stop()
+
+    def _heard(self, event: dict[str, Any]) -> None:
+        if event.get("event") in _WORKER_EVENTS:
+            self._look()
+
+    def _look(self) -> Deferred[None]:
+        """Refresh the view of the workers; the last one stays while Redis is away."""
+        assert self._workers is not None
+        looking = Deferred.fromCoroutine(self._workers.refresh())
+        return looking.addErrback(lambda failure: failure.trap(Unavailable) and None).addErrback(_unexpected)
+
+
+def _unexpected(failure: Any) -> None:
+    log.failure("looking for workers failed", failure)

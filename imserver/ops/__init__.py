@@ -1,0 +1,1 @@
+"""What every server has beside its task: start and end, logs, metrics, health."""

@@ -1,0 +1,177 @@
+"""Brings frames to every connection of their receivers (design: How a message travels, 3 to 5).
+
+A message is stored first.  Then each worker that holds a connection of the receiver is called; if that fails, the call
+is tried once more on a fresh connection; then the worker's mailbox is told; and in any case the message is in the
+inbox, from which the worker reads when it sees a gap and the client when it resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import msgspec
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from imserver.data.interface import ConnectionRecord, Connections, Inboxes, Lease, Unavailable
+from imserver.protocol.deliveries import Delivery, encode_head
+from imserver.routing.workers import Workers
+from imserver.rpc.interface import Peer, Peers, Pushed, RpcError
+
+log = Logger()
+
+
+class Mailboxes(Protocol):
+    """Where a worker that cannot be called finds which uids have something new."""
+
+    async def put(self, incarnation: str, uid: str, cursor: str) -> None:
+        """Tell it."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one delivery. `error` says that it was not stored and has to be tried again."""
+
+    to: str
+    cursor: str | None = None
+    duplicate: bool = False
+    connections: int = 0
+    error: str | None = None
+
+
+class Router:
+    """Used by the dispatcher, and by a worker for its `direct` uplink."""
+
+    def __init__(
+        self,
+        inboxes: Inboxes,
+        connections: Connections,
+        workers: Workers,
+        peers: Peers,
+        mailboxes: Mailboxes,
+        count: Callable[[str], None] = lambda strategy: None,
+    ) -> None:
+        self._inboxes = inboxes
+        self._connections = connections
+        self._peers = peers
+        self._mailboxes = mailboxes
+        self._count = count
+        self.workers = workers
+
+    async def deliver(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
+        """Store and push; one outcome each, in order. What goes to one uid keeps its order."""
+        by_uid: dict[str, list[int]] = {}
+        for index, delivery in enumerate(deliveries):
+            by_uid.setdefault(delivery.to, []).append(index)
+        outcomes: list[Outcome] = [Outcome(delivery.to) for delivery in deliveries]
+
+        async def one_uid(indices: list[int]) -> None:
+            for index in indices:
+                outcomes[index] = await self._deliver(deliveries[index])
+
+        await _all([one_uid(indices) for indices in by_uid.values()])
+        return outcomes
+
+    async def _deliver(self, delivery: Delivery) -> Outcome:
+        try:
+            if delivery.op == "message" and delivery.store:
+                stored = await self._inboxes.append(delivery)
+                cursor, prev, records, duplicate = stored.cursor, stored.prev, stored.connections, stored.duplicate
+            else:
+                records, cursor, prev, duplicate = await self._connections.of(delivery.to), "", "", False
+        except Unavailable as error:
+            return Outcome(delivery.to, error=str(error))
+        pushed = Pushed(
+            delivery.to, delivery.op, cursor, prev, encode_head(delivery.head), bytes(delivery.frame).lstrip()[1:]
+        )
+        return Outcome(delivery.to, cursor or None, duplicate, await self._push(pushed, records))
+
+    async def _push(self, pushed: Pushed, records: Sequence[ConnectionRecord]) -> int:
+        if not records:
+            self._count("inbox" if pushed.cursor else "nobody")
+            return 0
+        try:
+            live = await self._live(pushed.uid, records)
+        except Unavailable as error:  # stored already: the worker or the client finds it in the inbox
+            log.warn("workers cannot be looked up: {why}", why=str(error))
+            return 0
+        if not live:
+            self._count("inbox" if pushed.cursor else "nobody")
+        return sum(await _all([self._push_to(incarnation, pushed) for incarnation in {r.incarnation for r in live}]))
+
+    async def _push_to(self, incarnation: str, pushed: Pushed) -> int:
+        lease = self.workers.lease(incarnation)
+        if lease is None:
+            return 0
+        for strategy in ("rpc", "rpc_retry"):
+            try:
+                reached = await self._peers.peer(lease.rpc).deliver(pushed)
+            except RpcError as error:
+                log.debug("{strategy} to {worker}: {why}", strategy=strategy, worker=lease.id, why=str(error))
+            else:
+                self._count(strategy)
+                return reached
+        if pushed.cursor:
+            try:
+                await self._mailboxes.put(incarnation, pushed.uid, pushed.cursor)
+                self._count("mailbox")
+            except Unavailable as error:
+                self._count("inbox")
+                log.warn("{worker} could not be told: {why}", worker=lease.id, why=str(error))
+        else:
+            self._count("lost_signal")
+        return 0
+
+    async def _live(self, uid: str, records: Sequence[ConnectionRecord]) -> list[ConnectionRecord]:
+        live, dead = await self.workers.living(records)
+        for record in dead:  # a conn id is unique, so this cannot hit a connection that came later
+            await self._connections.remove(uid, record.conn)
+        return live
+
+    async def locate(self, uids: Sequence[str]) -> list[tuple[ConnectionRecord, ...]]:
+        """For each uid its connections on live workers."""
+        found: list[tuple[ConnectionRecord, ...]] = []
+        for records in await self._connections.of_many(uids):
+            live, _ = await self.workers.living(records)
+            found.append(tuple(live))
+        return found
+
+    async def broadcast(self, delivery: Delivery, role: str | None, platform: str | None) -> tuple[int, int]:
+        """A frame that is not stored to every connection of a channel; how many workers and connections it reached."""
+        head, tail = encode_head(delivery.head), bytes(delivery.frame).lstrip()[1:]
+        counts = await self._ask_all(lambda peer: peer.broadcast(role, platform, head, tail))
+        return len(counts), sum(counts)
+
+    async def close(self, uid: str, conn: str | None, channels: Sequence[str], code: int, reason: str) -> int:
+        """Close a uid's connections (or one) that have one of these channels; how many."""
+        (records,) = await self.locate([uid])
+        wanted = {record.incarnation for record in records if conn in (None, record.conn)}
+        leases = [lease for lease in self.workers.all() if lease.incarnation in wanted]
+        return sum(await self._ask_all(lambda peer: peer.close(uid, conn, channels, code, reason), leases))
+
+    async def sever(self, kind: str, value: str, channels: Sequence[str], code: int, reason: str) -> int:
+        """Close every connection of a uid or an address that has one of these channels, on all workers."""
+        await self.workers.refresh()
+        return sum(await self._ask_all(lambda peer: peer.sever(kind, value, channels, code, reason)))
+
+    async def _ask_all(self, call: Callable[[Peer], Awaitable[int]], leases: list[Lease] | None = None) -> list[int]:
+        async def ask(lease: Lease) -> int | None:
+            for _ in range(2):
+                try:
+                    return await call(self._peers.peer(lease.rpc))
+                except RpcError as error:
+                    log.info("{worker}: {why}", worker=lease.id, why=str(error))
+            return None
+
+        answers = await _all([ask(lease) for lease in (self.workers.all() if leases is None else leases)])
+        return [answer for answer in answers if answer is not None]
+
+
+async def _all(calls: list) -> list:  # type: ignore[type-arg]
+    """Run coroutines side by side; the first exception, once all have ended."""
+    results = await defer.DeferredList([Deferred.fromCoroutine(call) for call in calls], consumeErrors=True)
+    for succeeded, value in results:
+        if not succeeded:
+            value.raiseException()
+    return [value for _, value in results]

@@ -1,0 +1,1 @@
+"""Perspective Broker between dispatchers and workers, and its twin within one process."""

@@ -1,0 +1,1 @@
+"""im-worker: holds the clients' connections, pushes to them and sees to it that they acknowledge."""

@@ -1,0 +1,236 @@
+"""What one connection has been sent of its inbox: order, acknowledgement, retransmission. No I/O.
+
+`position` is the last entry considered.  An entry is taken only when its `prev` is the position, so there is no hole,
+whoever pushed it and whichever way it came; otherwise the missing part is read from the inbox first.  At most
+`unacked_max` messages are in flight: beyond that, and while the client reads too slowly, the rest waits in the inbox.
+Where the rules come from: contract, "What holds for every connection", 1, 2, 4 and 6.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from imserver import config
+from imserver.data.interface import Entry
+from imserver.protocol import codes, frames
+from imserver.protocol.deliveries import Head, decode_head
+from imserver.protocol.syntax import just_before, position
+from imserver.worker.actions import Action, Close, Read, Reread, Send
+
+_FAR = f"{2**63}-0"  # somewhere on: whoever reads up to here stops when nothing more comes
+PAGE = 128
+"""Entries read from the inbox at a time."""
+
+
+class InFlight:
+    """One message that was sent and not acknowledged yet. The message itself is in the inbox, not here."""
+
+    __slots__ = ("attempt", "cursor", "rereading", "sent_at")
+
+    def __init__(self, cursor: str, sent_at: float) -> None:
+        self.cursor = cursor
+        self.sent_at = sent_at
+        self.attempt = 1
+        self.rereading = False
+
+
+class Audience:
+    """What decides whether a message is for this connection: its own id, kind and channels."""
+
+    __slots__ = ("channels", "conn", "device", "platform", "role")
+
+    def __init__(self, conn: str, role: str, platform: str, device: str, channels: tuple[str, ...]) -> None:
+        self.conn = conn
+        self.role = role
+        self.platform = platform
+        self.device = device
+        self.channels = channels
+
+    def admits(self, head: Head, now: float) -> bool:
+        """Whether a message with this head is for this connection at `now`."""
+        return (
+            head.channel in self.channels
+            and head.origin != self.conn
+            and (not head.expires or head.expires > now * 1000)
+            and (head.only is None or head.only.admits(self.role, self.platform, self.device))
+        )
+
+
+class Delivery:
+    """The sending side of one admitted connection."""
+
+    __slots__ = (
+        "_audience",
+        "_in_flight",
+        "_limits",
+        "_paused",
+        "_position",
+        "_reading",
+        "_retransmits",
+        "_target",
+        "owed",
+    )
+
+    def __init__(self, limits: config.Delivery, audience: Audience, start: str, retransmits: bool = True) -> None:
+        self._limits = limits
+        self._audience = audience
+        self._position = start
+        self._target = ""
+        self._reading = False
+        self._paused = False
+        self._retransmits = retransmits
+        self._in_flight: deque[InFlight] | None = None
+        self.owed = 0
+        """Bytes that came while the client was not reading."""
+
+    @property
+    def position(self) -> str:
+        """The last inbox entry considered for this connection."""
+        return self._position
+
+    @property
+    def unacknowledged(self) -> int:
+        """Messages in flight."""
+        return len(self._in_flight or ())
+
+    def pushed(self, entry: Entry, head: Head, frame: bytes, now: float) -> list[Action]:
+        """An entry arrived from a dispatcher; `frame` is what a first attempt looks like."""
+        if entry.prev == self._position and not self._reading and self._open():
+            return self._take(entry, head, frame, now)
+        if position(entry.cursor) <= position(self._position):
+            return []
+        if self._paused:
+            self.owed += len(frame)
+        return self.behind(entry.cursor)
+
+    def behind(self, cursor: str) -> list[Action]:
+        """The inbox is known to go on up to `cursor`: read what is missing, when there is room."""
+        if not self._target or position(cursor) > position(self._target):
+            self._target = cursor
+        return self._read_on()
+
+    def page(self, entries: Sequence[Entry], now: float) -> list[Action]:
+        """What was asked for with `Read` has been read."""
+        self._reading = False
+        found: list[Action] = []
+        for entry in entries:
+            if not self._open():
+                self._target = max(self._target or entry.cursor, entries[-1].cursor, key=position)
+                return found
+            if position(entry.cursor) > position(self._position):
+                found += self._take(entry, decode_head(entry.head), frames.message_frame(entry.tail, entry.cursor), now)
+        if len(entries) == PAGE:
+            self._target = max(self._target or entries[-1].cursor, entries[-1].cursor, key=position)
+            self._reading = True
+            return [*found, Read(self._position, PAGE)]
+        if self._target and position(self._target) > position(self._position):
+            if not entries:  # what was announced is not there any more: the inbox was trimmed or lost
+                self._target = ""
+            return found + self._read_on()
+        self._target = ""
+        return found
+
+    def unreadable(self, again: bool) -> None:
+        """The inbox could not be read; `read_again` will try, and the next timeout if it was read `again`."""
+        if again:
+            for item in self._in_flight or ():
+                item.rereading = False
+            return
+        self._reading = False
+        if not self._target:
+            self._target = _FAR
+
+    def read_again(self) -> list[Action]:
+        """Try what could not be read, or what there was no room for."""
+        return self._read_on()
+
+    def check_inbox(self) -> list[Action]:
+        """Look for what nobody told us about, as after a lost lease."""
+        if self._reading or not self._open():
+            self._target = self._target or _FAR
+            return []
+        self._reading = True
+        return [Read(self._position, PAGE)]
+
+    def acknowledged(self, cursor: str) -> tuple[str, list[Action]]:
+        """A cumulative acknowledgement: the cursor that holds (never beyond what was sent), and what there is room for."""
+        if position(cursor) > position(self._position):
+            cursor = self._position
+        flight = self._in_flight
+        while flight and position(flight[0].cursor) <= position(cursor):
+            flight.popleft()
+        if not flight:
+            self._in_flight = None
+        return cursor, self._read_on()
+
+    def paused(self) -> None:
+        """The client reads too slowly: nothing more is taken for now."""
+        self._paused = True
+        self.owed = 0
+
+    def resumed(self) -> list[Action]:
+        """The client reads again."""
+        self._paused = False
+        self.owed = 0
+        return self._read_on()
+
+    def deadline(self) -> float | None:
+        """When `due` has something to do, None if nothing is in flight."""
+        if not self._in_flight or not self._retransmits:
+            return None
+        return min(item.sent_at for item in self._in_flight) + self._limits.ack_timeout_s
+
+    def due(self, now: float) -> list[Action]:
+        """Send again what was not acknowledged in time; give up after the last retransmission."""
+        late = [item for item in self._in_flight or () if item.sent_at + self._limits.ack_timeout_s <= now]
+        if not self._retransmits or not late:
+            return []
+        for item in late:
+            if item.attempt > self._limits.retransmissions:
+                return [Close(codes.TIMEOUT, f"no acknowledgement of {item.cursor} after {item.attempt} attempts")]
+            item.attempt += 1
+            item.sent_at = now
+            item.rereading = not self._paused  # a full buffer needs no second copy
+        return self._reread()
+
+    def _reread(self) -> list[Action]:
+        first = next((item for item in self._in_flight or () if item.rereading), None)
+        return [Reread(just_before(first.cursor), PAGE)] if first is not None else []
+
+    def reread(self, entries: Sequence[Entry]) -> list[Action]:
+        """What was asked for with `Reread` has been read: the late ones among it are sent again."""
+        tails = {entry.cursor: entry.tail for entry in entries}
+        found: list[Action] = []
+        for item in self._in_flight or ():
+            if not item.rereading:
+                continue
+            if entries and len(entries) == PAGE and position(item.cursor) > position(entries[-1].cursor):
+                return found + self._reread()
+            item.rereading = False
+            if item.cursor in tails and not self._paused:  # else it has left the inbox
+                found.append(Send(frames.message_frame(tails[item.cursor], item.cursor, item.attempt)))
+        return found
+
+    def _open(self) -> bool:
+        return not self._paused and (
+            not self._retransmits or self._in_flight is None or len(self._in_flight) < self._limits.unacked_max
+        )
+
+    def _read_on(self) -> list[Action]:
+        if self._reading or not self._target or not self._open():
+            return []
+        if len(self._in_flight or ()) > self._limits.unacked_max // 2:
+            return []  # not a page for every single acknowledgement
+        self._reading = True
+        return [Read(self._position, PAGE)]
+
+    def _take(self, entry: Entry, head: Head, frame: bytes, now: float) -> list[Action]:
+        self._position = entry.cursor
+        if not self._audience.admits(head, now):
+            return []
+        if self._retransmits:
+            if self._in_flight is None:
+                self._in_flight = deque()
+            self._in_flight.append(InFlight(entry.cursor, now))
+        return [Send(frame)]
