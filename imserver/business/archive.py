@@ -118,11 +118,12 @@ class Archiver:
     async def _read(self) -> list[Entry]:
         wait_ms = int(self._settings.archive_wait_s * 1000)
         keys = [f"{prefix(number)}:journal" for number in range(PARTITIONS)]
-        answer = await self._redis.blocking(
+        arguments: list[str | int] = [
             *("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", max(1, self._settings.archive_batch // 8)),
             *("BLOCK", wait_ms, "STREAMS", *keys, *[">"] * PARTITIONS),
-            timeout_s=self._settings.archive_wait_s + self._redis.settings.command_timeout_s,
-        )
+        ]
+        patience = self._settings.archive_wait_s + self._redis.settings.command_timeout_s
+        answer = await self._redis.blocking(*arguments, timeout_s=patience)
         numbers = {key.encode(): number for number, key in enumerate(keys)}
         return [entry for key, entries in answer or [] for entry in _entries(numbers[key], entries)]
 

@@ -5,7 +5,7 @@ Each user has, per channel, a sorted set of conversations by the time of their l
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -162,9 +162,9 @@ def cut(found: list[Listed], limit: int) -> tuple[list[Listed], bool]:
     return page or found[:limit], True
 
 
-async def together(work: Sequence[Awaitable[Result]]) -> list[Result]:
+async def together(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
     """All results, in order; the first error if there is one, after all have ended."""
-    outcomes = await defer.DeferredList([Deferred.fromCoroutine(one) for one in work], consumeErrors=True)
+    outcomes: list[Any] = await defer.DeferredList([Deferred.fromCoroutine(one) for one in work], consumeErrors=True)
     for good, value in outcomes:
         if not good:
             value.raiseException()

@@ -21,7 +21,7 @@ from twisted.logger import Logger
 
 from imserver import config
 from imserver.business.access import Caller
-from imserver.business.assignment import Skill, Standing, State
+from imserver.business.assignment import Change, Skill, Standing, State
 from imserver.business.conversations import Accepted, Conversations, Draft, Lost, Place, Refused
 from imserver.business.desk import Desks
 from imserver.business.history import History, recalled_seq
@@ -117,9 +117,9 @@ class Messages:
             raise not_found()
         if sender == place.customer:
             return CUSTOMER
-        if sender and (caller.backend or caller.role == AGENT):
-            if await self._shops.shop_of(place.channel, sender) == place.shop:
-                return "shop"
+        may_be_agent = sender and (caller.backend or caller.role == AGENT)
+        if may_be_agent and await self._shops.shop_of(place.channel, sender) == place.shop:
+            return "shop"
         if caller.backend:
             return "backend"
         raise not_found()
@@ -166,9 +166,9 @@ class Messages:
     async def _direct(self, caller: Caller, message: Send, to: str) -> Sent:
         channel, sender = caller.channel(message.channel), message.sender or caller.uid
         policy = self._settings.channels[channel].send_to
-        if not caller.backend and to != sender and policy != "any":
-            if policy == "none" or await self._shops.shop_of(channel, to) is None:
-                raise forbidden(f"In this channel one may not write to {to}.")
+        free = caller.backend or to == sender or policy == "any"
+        if not free and (policy == "none" or await self._shops.shop_of(channel, to) is None):
+            raise forbidden(f"In this channel one may not write to {to}.")
         queue = f"to.{to}"
         draft = self._draft(caller, message, channel, sender)
         repeated = await self._repeated(queue, draft)
@@ -235,7 +235,8 @@ class Messages:
     async def _open_and_accept(
         self, place: Place, draft: Draft, message: Send, flagged: tuple[str, ...], standing: Standing
     ) -> Sent:
-        desk, changes, away = Desk(place.channel, place.shop), (), False
+        desk, away = Desk(place.channel, place.shop), False
+        changes: tuple[Change, ...] = ()
         if standing.state == "closed" and draft.type not in ("system", "recall"):
             opener = draft.sender if draft.side == "shop" else ""
             given = await self._shops.start(

@@ -1,6 +1,6 @@
-"""What was accepted goes to the dispatcher: in order for each conversation, by one server at a time, until it is there.
+"""What was accepted goes to the dispatcher: in order for each conversation, by one server at a time.
 
-Each conversation has an outbox in Redis; whoever has its lease sends its head, drops it, and goes on with the next.  The
+Each conversation has an outbox in Redis; whoever has its lease sends its head, drops it, goes on with the next.  The
 sweeper takes up what a server left behind.  Deliveries may repeat: an inbox takes each message once.
 """
 

@@ -89,7 +89,8 @@ class Database:
     async def run(self, work: Callable[[sa.Connection], Result], *, writes: bool = False) -> Result:
         """The result of `work`, run in a thread and in a transaction of its own; `Unavailable` if that cannot be.
 
-        `writes`: it changes something, so that SQLite queues it behind other writers from its beginning.  A deadline that passes leaves the thread to end by the database's own timeouts.
+        `writes`: it changes something, so that SQLite queues it behind other writers from its beginning.  A deadline
+        that passes leaves the thread to end by the database's own timeouts.
         """
         if self._waiting >= self._waiting_max:
             raise Unavailable(f"{self._waiting} calls wait for the database already")

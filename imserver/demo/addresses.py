@@ -58,9 +58,7 @@ def choose(port: int, workers: int, pick: Callable[[int, int], int] = random.ran
         return _named(_free(4 + 3 * workers, pick))
     last = port + 9 + 3 * workers
     if not 1 <= port <= 65535 or last > 65535:
-        raise DemoError(
-            f"--port {port}: the ports {port} to {last} are not all valid; give 1 to {65535 - last + port}"
-        )
+        raise DemoError(f"--port {port}: the ports {port} to {last} are not all valid; give 1 to {65535 - last + port}")
     chosen = _named(iter([port, port + 1, port + 2, port + 3, *range(port + 10, last + 1)]))
     for number in chosen.ports():
         with socket.socket() as probe:

@@ -142,9 +142,7 @@ def _merged(base: Tree, over: Tree) -> Tree:
 
 def to_toml(tree: Tree, path: str = "") -> str:
     """A tree of sections as TOML."""
-    values = [
-        f"{_key(key)} = {_value(value)}\n" for key, value in tree.items() if not isinstance(value, dict)
-    ]
+    values = [f"{_key(key)} = {_value(value)}\n" for key, value in tree.items() if not isinstance(value, dict)]
     text = (f"[{path}]\n" if path and values else "") + "".join(values)
     for key, value in tree.items():
         if isinstance(value, dict):

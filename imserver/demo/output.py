@@ -31,9 +31,7 @@ class Output:
         """Write a line as soon as there is room."""
         try:
             if self._dropped:
-                self._lines.put_nowait(
-                    f"[demo] {self._dropped} lines were dropped: nobody read them\n".encode()
-                )
+                self._lines.put_nowait(f"[demo] {self._dropped} lines were dropped: nobody read them\n".encode())
                 self._dropped = 0
             self._lines.put_nowait(line[:LINE_MAX].encode("utf-8", "replace") + b"\n")
         except queue.Full:

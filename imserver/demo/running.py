@@ -35,9 +35,7 @@ class Lock:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._descriptor)
-            raise DemoError(
-                f"another demo is using {data}; end it, or give this one a --data DIR of its own"
-            ) from None
+            raise DemoError(f"another demo is using {data}; end it, or give this one a --data DIR of its own") from None
 
     def release(self) -> None:
         """Let another demo use the directory."""

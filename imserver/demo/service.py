@@ -29,6 +29,9 @@ log = Logger()
 
 READY_WITHIN_S = 60.0
 POLL_S = 0.1
+DEATHS_MAX = 4
+"""Who has died so often before it was ready never will be."""
+
 SERVERS_END_WITHIN_S = 7.0
 VALKEY_ENDS_WITHIN_S = 2.0
 """Together they stay below the 10 s that the contract gives the end."""
@@ -113,9 +116,13 @@ class Demo:
         self._lock.release()
 
     async def _until_ready(self, name: str, url: str, deadline: float) -> None:
-        """Wait until a server says that it is ready."""
+        """Wait until a server says that it is ready, unless it cannot even start."""
         said = "no answer"
+        children = {child.program.name: child for child in self.supervisor.children}
         while self._reactor.seconds() < deadline:
+            for child in (children[name], children["valkey"]):
+                if child.deaths >= DEATHS_MAX:
+                    raise DemoError(f"{child.program.name} does not start: {child.last_words or 'see its log'}")
             try:
                 answer = await self._http.call("GET", f"{url}/readyz", timeout=3.0)
                 if answer.status == 200:
@@ -124,8 +131,7 @@ class Demo:
             except Unreachable as error:
                 said = str(error)
             await deferLater(self._reactor, POLL_S)
-        words = {child.program.name: child.last_words for child in self.supervisor.children}
-        raise DemoError(f"{name} is not ready after {READY_WITHIN_S:g} s: {words.get(name) or said}")
+        raise DemoError(f"{name} is not ready after {READY_WITHIN_S:g} s: {children[name].last_words or said}")
 
     async def _hire(self, deadline: float) -> None:
         """See to it that the demo's shop has its agent."""
@@ -242,9 +248,7 @@ def _make_private(data: Path) -> None:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         (data / "valkey").mkdir(exist_ok=True, mode=0o700)
     except OSError as error:
-        raise DemoError(
-            f"{data} cannot be used for data: {error.strerror}; give another with --data DIR"
-        ) from None
+        raise DemoError(f"{data} cannot be used for data: {error.strerror}; give another with --data DIR") from None
 
 
 def _valkey(addresses: Addresses, data: Path, keep: generated.Secrets, environ: Mapping[str, str]) -> Program:
@@ -262,17 +266,11 @@ def _valkey(addresses: Addresses, data: Path, keep: generated.Secrets, environ: 
 
 def _servers(addresses: Addresses, settings: Path, environ: Mapping[str, str]) -> list[Program]:
     """The servers as the twistd processes they are anywhere."""
-    common = {
-        name: value
-        for name, value in environ.items()
-        if not (name.startswith(config.PREFIX) and "__" in name)
-    }
+    common = {name: value for name, value in environ.items() if not (name.startswith(config.PREFIX) and "__" in name)}
 
     def program(name: str, server: str, own: Mapping[str, str], *more: str) -> Program:
         args = (*_twistd(), "-n", "--pidfile=", "--logger=imserver.ops.logging.text_lines", server)
-        return Program(
-            name, (*args, "--config", str(settings), *more), {**common, "IM_LOG_NAME": f"{name}.log", **own}
-        )
+        return Program(name, (*args, "--config", str(settings), *more), {**common, "IM_LOG_NAME": f"{name}.log", **own})
 
     servers = []
     for index, ports in enumerate(addresses.workers):
@@ -282,9 +280,7 @@ def _servers(addresses: Addresses, settings: Path, environ: Mapping[str, str]) -
             for key, value in generated.worker_settings(addresses, index).items()
             if key != "listen"
         }
-        servers.append(
-            program(name, "im-worker", own, "--id", name, "--listen", generated.endpoint(ports.ws))
-        )
+        servers.append(program(name, "im-worker", own, "--id", name, "--listen", generated.endpoint(ports.ws)))
     servers.append(program("dispatcher", "im-dispatcher", {}))
     servers.append(program("business", "im-business", {}))
     return servers

@@ -49,13 +49,13 @@ class Program(msgspec.Struct, frozen=True):
 class Child(ProcessProtocol):
     """One program, running or about to run again."""
 
-    def __init__(
-        self, reactor: Any, program: Program, say: Callable[[str], None], changed: Callable[[], None]
-    ) -> None:
+    def __init__(self, reactor: Any, program: Program, say: Callable[[str], None], changed: Callable[[], None]) -> None:
         self.program = program
         self.pid: int | None = None
         self.last_words = ""
         """The last line it wrote to its stderr."""
+        self.deaths = 0
+        """How often it has ended without being asked to."""
         self._reactor = reactor
         self._say = say
         self._changed = changed
@@ -133,6 +133,7 @@ class Child(ProcessProtocol):
                 ended.callback(None)
         if not self._wanted:
             return
+        self.deaths += 1
         if self._reactor.seconds() - self._born >= STABLE_S:
             self._delay = FIRST_DELAY_S
         log.warn(

@@ -3,7 +3,7 @@
 
 /**
  * A new element: `el("button", { class: "send", onclick: send, title: "Send" }, "Send")`.
- * Names that start with `on` are listeners, `class` the class; everything else an attribute, left out when null or false.
+ * Names that start with `on` are listeners; everything else is an attribute, left out when null or false.
  * @param {string} tag @param {{[name: string]: any}} [attributes] @param {...(Node | string | null)} children
  * @returns {any}
  */

@@ -198,7 +198,7 @@ export class IMClient extends EventTarget {
   read(conversation, seq) {
     if (this.status === "online") return this.#write({ op: "read", conversation, seq });
     this.#unsentReads.set(conversation, Math.max(seq, this.#unsentReads.get(conversation) ?? 0));
-    if (this.#unsentReads.size > this.limits.queue) this.#unsentReads.delete(this.#unsentReads.keys().next().value ?? "");
+    if (this.#unsentReads.size > this.limits.queue) this.#unsentReads.delete([...this.#unsentReads.keys()][0]);
   }
 
   /** Say that one is writing: call it at every key, it leaves every few seconds. @param {string} conversation */

@@ -7,6 +7,7 @@ import { Thread, countable } from "./thread.js";
 import { WireLog } from "./wirelog.js";
 
 const PAGE = 40;
+const MOST = 1000; // messages of a thread kept on the page while more arrive
 const TYPING_MS = 5000;
 const AT_END = 60; // pixels from the end that still count as the end
 
@@ -96,7 +97,7 @@ export class Pane {
       if (this.thread?.conversation && this.input.value.trim()) this.client.typing(this.thread.conversation);
     });
     this.connection.addEventListener("click", () =>
-      this.client.status === "online" || this.client.status === "connecting" ? this.client.close() : this.client.connect());
+      ["online", "connecting"].includes(this.client.status) ? this.client.close() : this.client.connect());
     this.earlier.addEventListener("click", () => this.loadEarlier());
     this.jump.addEventListener("click", () => this.toEnd(true));
     this.scroller.addEventListener("scroll", () => {
@@ -225,7 +226,10 @@ export class Pane {
     if (message.seq && message.seq < thread.lowest && thread.more) return; // comes with its page of history
     const counts = countable(message, this.me);
     if (message.seq && counts && !this.attentive(thread) && !thread.divider) thread.divider = message.seq;
-    this.keepingPlace(() => thread.add(message));
+    this.keepingPlace(() => {
+      thread.add(message);
+      if (thread.size > MOST && thread.loaded && (thread !== this.thread || this.atEnd())) thread.trim(MOST / 2);
+    });
     if (counts && thread === this.thread) this.typingSign.hidden = true;
     if (thread.hole()) setTimeout(() => this.mend(thread).catch((error) => this.toast(error.message)), 500);
     this.attend();
@@ -287,8 +291,10 @@ export class Pane {
 
   /** Ask again how things stand, once for many reasons. */
   syncSoon() {
-    clearTimeout(this.#syncTimer);
-    this.#syncTimer = setTimeout(() => this.client.status === "online" && this.catchUp(), 150);
+    this.#syncTimer ||= setTimeout(() => {
+      this.#syncTimer = 0;
+      if (this.client.status === "online") this.catchUp();
+    }, 150);
   }
 
   /** @param {{conversation: string, from: string}} typing */

@@ -104,6 +104,15 @@ export class Thread {
     this.render();
   }
 
+  /** Forget all but the newest; the rest is history again. @param {number} kept */
+  trim(kept) {
+    for (const item of this.#ordered().slice(0, -kept)) this.#items.delete(item.id ?? item.cid);
+    this.lowest = Math.min(...[...this.#items.values()].map((item) => item.seq ?? Infinity));
+    for (const seq of this.#seqs) if (seq < this.lowest) this.#seqs.delete(seq);
+    this.more = true;
+    this.render();
+  }
+
   /** A message number counts as known, though nothing is shown for it. @param {number} [seq] */
   note(seq) {
     if (!seq) return;
@@ -216,7 +225,8 @@ export class Thread {
     }
     if (isNote(item)) {
       return row.replaceChildren(el("div", { class: "bubble" },
-        el("div", { class: "notice-head" }, icon("bell"), name || `Channel ${item.channel}`), content(item, name), meta));
+        el("div", { class: "notice-head" }, icon("bell"), name || `Channel ${item.channel}`),
+        content(item, name), meta));
     }
     const parts = [
       el("span", { class: "visually-hidden" }, mine ? "You: " : `${name}: `),

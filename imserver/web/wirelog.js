@@ -20,9 +20,9 @@ export class WireLog {
       el("summary", {}, el("span", { class: "wire-title" }, "What goes over the wire"), this.count), this.list);
     details.addEventListener("toggle", () => this.#show());
     client.on("frame", (frame) => this.add(frame));
-    client.on("status", ({ status, code, reason }) => code && this.add({
-      direction: "note", text: `${status === "stopped" ? "stopped" : "disconnected"}: ${code} ${reason}`, ts: Date.now(),
-    }));
+    client.on("status", ({ status, code, reason }) => {
+      if (code) this.add({ direction: "note", text: `closed with ${code} ${reason}; now ${status}`, ts: Date.now() });
+    });
     this.#count();
   }
 

@@ -58,6 +58,17 @@ class RedisTests(TestCase):
         self.assertIn("waiting already", str(caught.exception))
         await self.assertFailure(first, Unavailable)
 
+    async def test_cancelling_disturbs_nobody(self) -> None:
+        """Who stops waiting leaves the connection to the others, and their answers stay theirs."""
+        redis = self.make(shared_valkey().url, connections=1)
+        await redis.command("MSET", "a", "1", "b", "2")
+        given_up = Deferred.fromCoroutine(redis.command("GET", "a"))
+        other = Deferred.fromCoroutine(redis.command("GET", "b"))
+        given_up.cancel()
+        await self.assertFailure(given_up, defer.CancelledError)
+        self.assertEqual(await other, b"2")
+        self.assertEqual(redis.in_flight, 0)
+
     async def test_restart(self) -> None:
         """A Valkey that was killed is found again when it is back, with what it had."""
         valkey = Valkey()

@@ -1,0 +1,1 @@
+"""The reference business server: conversations, agents, words, archive (contract: Business server)."""

@@ -1,0 +1,225 @@
+"""The business server: makes the parts, connects them, starts and stops them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import sqlalchemy as sa
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+import imserver
+from imserver import config
+from imserver.business import http, http_shops
+from imserver.business.access import Access
+from imserver.business.archive import Archiver
+from imserver.business.conversations import Conversations
+from imserver.business.desk import Desks
+from imserver.business.history import History
+from imserver.business.hook import ModerationHook
+from imserver.business.lists import Lists
+from imserver.business.messages import Messages
+from imserver.business.outbox import Outbox
+from imserver.business.presence import MERCHANT, Presence
+from imserver.business.shops import Shops
+from imserver.business.threads import Threads
+from imserver.business.words import Words
+from imserver.data.connections import RedisConnections
+from imserver.data.database import Database
+from imserver.data.events import RESUBSCRIBED, RedisEvents
+from imserver.data.interface import Unavailable
+from imserver.data.leases import RedisLeases
+from imserver.data.redis import Redis
+from imserver.http.client import HttpClient
+from imserver.http.problems import Problem, unavailable
+from imserver.http.resource import Api
+from imserver.http.site import Site
+from imserver.http.standard import with_standard
+from imserver.ops.metrics import Metrics
+from imserver.ops.startup import StartupError, insist, listen
+from imserver.protocol.tokens import Tokens
+
+log = Logger()
+WORDS_EVERY_S = 1.0
+"""How often the word lists are looked at: changes have to be in force within 2 s (contract: words)."""
+
+TITLE = "imserver business server"
+
+
+class BusinessServer:
+    """One business server; everything it knows is in Redis and the database, so any number may run."""
+
+    def __init__(self, reactor: Any, settings: config.Config) -> None:
+        self.port: IListeningPort | None = None
+        self.settings = settings
+        self._reactor = reactor
+        self._loops: list[Deferred[None]] = []
+        self._stops: list[Callable[[], Any]] = []
+        self._journal = 0
+
+    async def start(self) -> None:
+        """Connect, bring the database up to date, and listen; `StartupError` if that cannot be."""
+        settings, reactor = self.settings, self._reactor
+        redis = Redis(reactor, settings.redis)
+        self._stops.append(redis.stop)
+        await insist(
+            reactor,
+            redis.ping,
+            wait_s=settings.redis.startup_wait_s,
+            what=f"Redis at {redis.address.text}; see [redis] url",
+            errors=(Unavailable,),
+        )
+        try:
+            archive = Database(reactor, settings.database)
+        except (sa.exc.ArgumentError, ImportError, OSError) as error:
+            raise StartupError(f"[database] url cannot be used: {error}") from error
+        self._stops.append(archive.stop)
+        clock = reactor
+        tokens = Tokens(settings)
+        client = HttpClient(
+            reactor,
+            max_persistent=settings.cluster.http_connections,
+            max_concurrent=settings.cluster.http_connections,
+            max_waiting=settings.cluster.http_queue,
+        )
+        self._stops.append(client.close)
+        conversations = Conversations(
+            redis, archive, cid_ttl_s=settings.delivery.cid_ttl_s, lease_s=settings.business.dispatch_lease_s
+        )
+        presence = Presence(RedisConnections(redis), RedisLeases(redis, settings.worker.lease_ttl_s))
+        shops = Shops(redis, presence, settings.assignment, clock)
+        lists = Lists(redis, conversations, shops)
+        history = History(redis, archive)
+        outbox = Outbox(reactor, settings, conversations, client, tokens)
+        desks = Desks(clock, conversations, shops, lists, outbox)
+        words = Words(redis, clock)
+        hook = ModerationHook(client, settings.moderation)
+        messages = Messages(
+            clock, settings, conversations, shops, desks, lists, history, outbox, words, hook
+        )
+        threads = Threads(clock, conversations, shops, desks, lists, history, outbox, messages)
+        archiver = Archiver(reactor, redis, archive, settings.business)
+        metrics = self._metrics(archiver, outbox)
+        kept = http.Kept(threads.introduce)
+        await self._migrate(archive, archiver)
+        await words.refresh()
+        events = RedisEvents(reactor, redis, settings.redis)
+        events.subscribe(lambda event: self._hear(event, desks))
+        self._stops += [archiver.stop, events.stop, desks.stop, outbox.stop, kept.finish]
+        self._every("words", WORDS_EVERY_S, words.refresh)
+        self._every("outbox", settings.business.sweep_s, outbox.sweep)
+        self._every("desks", settings.business.sweep_s, desks.sweep)
+
+        async def count() -> None:
+            self._journal = await archiver.length()
+
+        self._every("journal length", settings.business.sweep_s, count)
+        api = Api(
+            with_standard(
+                [
+                    *http.routes(messages, threads, kept),
+                    *http_shops.routes(settings, shops, desks, words, kept),
+                ],
+                title=TITLE,
+                version=imserver.__version__,
+                description="Conversations between customers and the agents of shops.",
+                checks={"redis": redis.ping, "database": archive.ping},
+                registry=metrics.registry,
+                clock=clock,
+            ),
+            Access(settings, tokens, clock),
+            clock=clock,
+            allowed_origins=settings.business.allowed_origins,
+            errors={Unavailable: _unavailable},
+            observe=metrics.observe_http,
+        )
+        self.port = await listen(reactor, settings.business.listen, Site(api, reactor), setting="[business] listen")
+        self._stops.append(self.port.stopListening)
+
+    async def stop(self) -> None:
+        """Stop taking calls, let those under way end, and close everything in the reverse order of its start."""
+        stops, self._stops = self._stops, []
+        listening = [stop for stop in stops if self.port is not None and stop == self.port.stopListening]
+        for stop in listening:
+            await _awaited(stop())
+        for loop in self._loops:
+            loop.cancel()
+            await loop
+        for stop in reversed([stop for stop in stops if stop not in listening]):
+            await _awaited(stop())
+
+    async def _migrate(self, archive: Database, archiver: Archiver) -> None:
+        try:
+            await archive.migrate()
+        except Unavailable as error:
+            if archive.sqlite:
+                raise StartupError(f"[database] url cannot be used: {error}") from error
+            log.warn("the database is away, its tables are looked at later: {error}", error=error)
+            self._loops.append(Deferred.fromCoroutine(self._migrate_later(archive, archiver)).addErrback(_cancelled))
+            return
+        archiver.start()
+
+    async def _migrate_later(self, archive: Database, archiver: Archiver) -> None:
+        while True:
+            await deferLater(self._reactor, self.settings.business.claim_after_s / 10)
+            try:
+                await archive.migrate()
+            except Unavailable:
+                continue
+            archiver.start()
+            return
+
+    def _every(self, name: str, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        async def run() -> None:
+            while True:
+                await deferLater(self._reactor, seconds)
+                try:
+                    await work()
+                except Unavailable as error:
+                    log.info("{name} waits: {error}", name=name, error=error)
+                except CancelledError:
+                    raise
+                except Exception:
+                    log.failure("{name} failed and goes on", name=name)
+
+        self._loops.append(Deferred.fromCoroutine(run()).addErrback(_cancelled))
+
+    def _hear(self, event: dict[str, Any], desks: Desks) -> None:
+        if event == RESUBSCRIBED:
+            work: Any = desks.sweep()
+        elif event.get("event") == "online" and event.get("role") == MERCHANT and isinstance(event.get("uid"), str):
+            work = desks.serve_agent(event["uid"])
+        else:
+            return
+        Deferred.fromCoroutine(work).addErrback(
+            lambda failure: log.info("left to the sweeper: {why}", why=failure.getErrorMessage())
+            if failure.check(Unavailable)
+            else log.failure("serving after an announcement failed", failure)
+        )
+
+    def _metrics(self, archiver: Archiver, outbox: Outbox) -> Metrics:
+        metrics = Metrics("im-business", imserver.__version__)
+        metrics.gauge_of("journal_entries", "Journal entries not archived yet.", lambda: self._journal)
+        metrics.gauge_of("archived_messages", "Messages this server has archived.", lambda: archiver.archived)
+        metrics.gauge_of("archive_away", "1 while the archiver cannot write.", lambda: bool(archiver.away))
+        metrics.gauge_of("outbox_in_flight", "Outboxes being dispatched.", lambda: outbox.in_flight)
+        metrics.gauge_of("dispatched_messages", "Messages given to a dispatcher.", lambda: outbox.dispatched)
+        metrics.gauge_of("dispatcher_away", "1 while no dispatcher takes messages.", lambda: bool(outbox.away))
+        return metrics
+
+
+def _unavailable(error: Unavailable) -> Problem:
+    log.warn("refused: {error}", error=error)
+    return unavailable()
+
+
+def _cancelled(failure: Any) -> None:
+    failure.trap(CancelledError)
+
+
+async def _awaited(result: Any) -> None:
+    if result is not None:
+        await result

@@ -1,0 +1,1 @@
+"""Tests of the demo's web page and of the JavaScript SDK."""
