@@ -41,11 +41,12 @@ class Valkey:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
+        # with `everysec` an answer may go out before the write, while an fsync is under way: kill -9 would lose it
         self.process = subprocess.Popen(
             [
                 str(get_binary_path()),
                 *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
-                *("--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--loglevel", "warning"),
+                *("--save", "", "--appendonly", "yes", "--appendfsync", "always", "--loglevel", "warning"),
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -107,9 +107,7 @@ class Command(TestCase):
     def test_token_mistakes(self) -> None:
         """Each is one clear line."""
         common = ["token", "--config", str(self.file), "--role", "customer", "--uid"]
-        self.assertIn(
-            "no channel nope; there is demo, other", self.refused(*common, "u", "--channel", "nope")
-        )
+        self.assertIn("no channel nope; there is demo, other", self.refused(*common, "u", "--channel", "nope"))
         self.assertIn("--uid", self.refused(*common, "with space"))
         self.assertIn("ttl_max_s", self.refused(*common, "u", "--ttl", "9999d"))
         self.assertIn("1024 bytes", self.refused(*common, "u", "--info", '{"x": "' + 2000 * "x" + '"}'))

@@ -93,6 +93,8 @@ class Archiver:
                 if not self.away:
                     log.warn("the archiver waits: {error}", error=error)
                 self.away = str(error)
+            except defer.CancelledError:
+                raise
             except Exception as error:
                 grouped = False
                 self.away = str(error)
@@ -118,10 +120,9 @@ class Archiver:
     async def _read(self) -> list[Entry]:
         wait_ms = int(self._settings.archive_wait_s * 1000)
         keys = [f"{prefix(number)}:journal" for number in range(PARTITIONS)]
-        arguments: list[str | int] = [
-            *("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", max(1, self._settings.archive_batch // 8)),
-            *("BLOCK", wait_ms, "STREAMS", *keys, *[">"] * PARTITIONS),
-        ]
+        count = max(1, self._settings.archive_batch // 8)
+        arguments: list[str | int] = ["XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count, "BLOCK", wait_ms]
+        arguments += ["STREAMS", *keys, *[">"] * PARTITIONS]
         patience = self._settings.archive_wait_s + self._redis.settings.command_timeout_s
         answer = await self._redis.blocking(*arguments, timeout_s=patience)
         numbers = {key.encode(): number for number, key in enumerate(keys)}

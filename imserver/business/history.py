@@ -1,7 +1,7 @@
 """The history of a conversation: the archive, and the journal's tail that is not archived yet.
 
-Numbers have no gaps, so a page is known before anything is read: an interval of `seq`.  The tail is read first, then the
-database: what an archiver moves in between is then in both, never in neither.
+Numbers have no gaps, so a page is known before anything is read: an interval of `seq`.  The tail is read first, then
+the database: what an archiver moves in between is then in both, never in neither.
 """
 
 from __future__ import annotations

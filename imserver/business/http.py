@@ -1,4 +1,4 @@
-"""The routes of the business server (contract: Business server); conversations here, agents and words in `http_shops`."""
+"""The routes of messages and conversations (contract: Business server); agents and words are in `http_shops`."""
 
 from __future__ import annotations
 

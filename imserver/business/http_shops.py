@@ -154,8 +154,8 @@ def routes(settings: config.Config, shops: Shops, desks: Desks, words: Words, ke
             auth=both,
             tag="shops",
             summary="Add or change an agent",
-            description="With an API key. An agent itself may set its `status`. Customers go to agents that are `online`"
-            " and connected.",
+            description="With an API key. An agent itself may set its `status`. Customers go to agents that are"
+            " `online` and connected.",
             problems=(404, 409, 503),
         ),
         Route(
@@ -229,9 +229,9 @@ async def _put(shops: Shops, desks: Desks, capacity: int, channel: str, uid: str
         raise invalid("A new agent needs a shop.", "shop")
     desk = Desk(channel, shop)
     known = await shops.settings_of(Desk(channel, current), uid) if current is not None else None
-    if current is not None and current != shop:
-        if (await shops.remove(Desk(channel, current), uid)).result == "busy":
-            raise conflict(f"{uid} still has customers in {current}.")
+    moves = current is not None and current != shop
+    if moves and (await shops.remove(Desk(channel, current or ""), uid)).result == "busy":
+        raise conflict(f"{uid} still has customers in {current}.")
     before = known or AgentSettings(capacity=capacity)
     given = await shops.put(
         desk,

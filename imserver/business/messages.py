@@ -146,7 +146,7 @@ class Messages:
         if not json_object(message.body):
             raise invalid("Expected a JSON object.", "body")
         if len(bytes(message.body)) > self._settings.messages.body_max:
-            raise Problem(413, "too_large", f"A body may have {self._settings.messages.body_max} bytes.", "body")
+            raise invalid(f"Expected at most {self._settings.messages.body_max} bytes.", "body")
         if caller.backend and message.sender is None:
             raise invalid("With an API key a message needs `from`.", "from")
         if not caller.backend and message.sender not in (None, caller.uid):

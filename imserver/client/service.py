@@ -15,20 +15,20 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 
-from imserver.client.session import (
+from imserver.client.actions import (
     Drop,
     Frame,
     IMError,
     Limits,
     Open,
     Renew,
-    Session,
     Settled,
     Told,
     Write,
     new_id,
     token_end,
 )
+from imserver.client.session import Session
 
 log = Logger()
 
@@ -235,9 +235,7 @@ class IMClient(Service):
             protocol: Any = await _endpoint(self._reactor, url, self._limits.open_timeout_s).connect(factory)
         except CancelledError:
             return
-        except (
-            Exception
-        ) as error:  # a name that does not resolve, a refused connection, a token that cannot be had
+        except Exception as error:  # a name that does not resolve, a refused connection, a token that cannot be had
             self._opening = None
             self.session.lost(1006, f"cannot connect: {error}", self._now())
             self._act()

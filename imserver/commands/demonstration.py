@@ -67,9 +67,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="say where things are as one line of JSON, and log to stderr"
     )
-    parser.add_argument(
-        "--config", metavar="FILE", help="settings of your own (TOML), over those of the demo"
-    )
+    parser.add_argument("--config", metavar="FILE", help="settings of your own (TOML), over those of the demo")
     parser.set_defaults(run=demo)
 
 
@@ -192,18 +190,12 @@ class Stage:
         def ours(event: LogEvent) -> Any:
             known = str(event.get("log_namespace", "")).startswith("imserver")
             level = event.get("log_level", LogLevel.info)
-            return (
-                PredicateResult.yes
-                if level >= (LogLevel.info if known else LogLevel.warn)
-                else PredicateResult.no
-            )
+            return PredicateResult.yes if level >= (LogLevel.info if known else LogLevel.warn) else PredicateResult.no
 
         everything = _observer(lambda line: self._say(f"[demo] {line}"))
         found: list[ILogObserver] = [FilteringLogObserver(everything, [cast(ILogFilterPredicate, ours)])]
         if self._file is not None:
-            found.append(
-                FilteringLogObserver(_observer(self._output.say), [LogLevelFilterPredicate(LogLevel.warn)])
-            )
+            found.append(FilteringLogObserver(_observer(self._output.say), [LogLevelFilterPredicate(LogLevel.warn)]))
         return found
 
 
@@ -227,9 +219,7 @@ def _observer(say: Callable[[str], None]) -> ILogObserver:
 
 def _welcome(ready: dict[str, Any]) -> str:
     """What a person who tries it wants to know."""
-    push = shlex.quote(
-        msgspec.json.encode({"to": CUSTOMER, "type": "text", "body": {"text": "Hello"}}).decode()
-    )
+    push = shlex.quote(msgspec.json.encode({"to": CUSTOMER, "type": "text", "body": {"text": "Hello"}}).decode())
     imctl = "imctl" if shutil.which("imctl") else os.path.relpath(sys.argv[0])
     lines = [
         "",

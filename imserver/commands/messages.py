@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from typing import Any
@@ -10,7 +11,6 @@ from urllib.parse import quote
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ReactorNotRunning
 
 from imserver.client import IMClient
 from imserver.commands.target import (
@@ -45,12 +45,8 @@ def add(commands: Any) -> None:
     what.add_argument("--text", metavar="T", help='the same as --type text --body {"text": T}')
     what.add_argument("--body", metavar="JSON", type=json_object)
     parser.add_argument("--type", metavar="TYPE", default="text", help="text (the default), card, ...")
-    parser.add_argument(
-        "--from", metavar="U", dest="sender", help="the sender; without it, the channel itself"
-    )
-    parser.add_argument(
-        "--cid", metavar="CID", help="the sender's own id, so that a repeat is no second message"
-    )
+    parser.add_argument("--from", metavar="U", dest="sender", help="the sender; without it, the channel itself")
+    parser.add_argument("--cid", metavar="CID", help="the sender's own id, so that a repeat is no second message")
     parser.add_argument(
         "--ttl",
         metavar="TIME",
@@ -68,9 +64,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--uid", metavar="U", required=True, help="who to be")
     parser.add_argument("--role", metavar="R", choices=ROLES, default="customer", help=", ".join(ROLES))
-    parser.add_argument(
-        "--platform", metavar="P", choices=PLATFORMS, default="other", help=", ".join(PLATFORMS)
-    )
+    parser.add_argument("--platform", metavar="P", choices=PLATFORMS, default="other", help=", ".join(PLATFORMS))
     parser.add_argument("--device", metavar="D", default="imctl", help="the device's name: imctl")
     parser.add_argument("--since", metavar="CURSOR", help="where to begin; $ for what is new only")
     add_config(parser)
@@ -131,8 +125,8 @@ async def _listen(reactor: Any, target: Target, options: argparse.Namespace) -> 
         try:
             sys.stdout.write(msgspec.json.encode(frame).decode() + "\n")
             sys.stdout.flush()
-        except BrokenPipeError:  # nobody reads any more: what was printed into it is not acknowledged
-            _stop(reactor)
+        except BrokenPipeError:
+            os._exit(1)  # nobody reads any more: at once, so that what was not read is not acknowledged
 
     client = IMClient(
         reactor,
@@ -153,10 +147,3 @@ def _tell_status(frame: dict[str, Any]) -> None:
         complain(f"not connected ({frame['code']} {frame['reason']}); next try in {frame['delay_s']:.1f} s")
     elif frame["status"] == "stopped":
         complain(f"the server has ended this ({frame['code']} {frame['reason']})")
-
-
-def _stop(reactor: Any) -> None:
-    try:
-        reactor.stop()
-    except ReactorNotRunning:
-        return

@@ -14,13 +14,12 @@ from imserver.data.events import CHANNEL
 from imserver.data.interface import Unavailable
 from imserver.data.redis import Redis
 from imserver.http.client import HttpClient, Unreachable
+from imserver.protocol.codes import banned_until
 
 
 def add(commands: Any) -> None:
     """Put these commands among the others."""
-    parser = commands.add_parser(
-        "status", help="show what runs", description="Show the servers and their workers."
-    )
+    parser = commands.add_parser("status", help="show what runs", description="Show the servers and their workers.")
     add_config(parser, channel=False)
     parser.set_defaults(run=status)
 
@@ -32,16 +31,12 @@ def add(commands: Any) -> None:
         parser.add_argument("kind", choices=("uid", "ip"), help="uid or ip")
         parser.add_argument("value", help="which")
         if function is ban:
-            parser.add_argument(
-                "--ttl", metavar="TIME", type=duration, help="1d, 12h, 30m, 45s; without it, for good"
-            )
+            parser.add_argument("--ttl", metavar="TIME", type=duration, help="1d, 12h, 30m, 45s; without it, for good")
             parser.add_argument("--reason", metavar="TEXT", help="why; the user is told")
         add_config(parser)
         parser.set_defaults(run=function)
 
-    parser = commands.add_parser(
-        "kick", help="close a user's connections", description="Close a user's connections."
-    )
+    parser = commands.add_parser("kick", help="close a user's connections", description="Close a user's connections.")
     parser.add_argument("uid", metavar="UID")
     parser.add_argument("--conn", metavar="CONN", help="this connection alone")
     parser.add_argument("--reason", metavar="TEXT", help="why; the user is told")
@@ -67,9 +62,7 @@ def status(options: argparse.Namespace) -> int:
         for name, state in states.items():
             print(f"{name:<11} {urls[name]:<32} {state}")
         workers = (await target.call(http, "GET", "/v1/workers"))["workers"]
-        print(
-            f"{'workers':<11} {len(workers)}, {sum(worker['connections'] for worker in workers)} connections"
-        )
+        print(f"{'workers':<11} {len(workers)}, {sum(worker['connections'] for worker in workers)} connections")
         if workers:
             print()
             print(_table(workers))
@@ -92,13 +85,10 @@ def _table(workers: list[dict[str, Any]]) -> str:
         since = datetime.fromtimestamp(worker["since_ts"] / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         state = "draining" if worker["draining"] else "up"
         load = f"{worker['load']:.2f}"
-        rows.append(
-            (worker["id"], str(worker["connections"]), load, since, worker["version"], state, worker["url"])
-        )
+        rows.append((worker["id"], str(worker["connections"]), load, since, worker["version"], state, worker["url"]))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 
@@ -107,12 +97,7 @@ def ban(options: argparse.Namespace) -> int:
     body = {"ttl_s": options.ttl, "reason": options.reason}
     entry = {name: value for name, value in body.items() if value is not None}
     answer = _blacklist(options, "PUT", entry)
-    until = answer.get("until_ts")
-    when = (
-        "for good"
-        if until is None
-        else datetime.fromtimestamp(until / 1000, UTC).strftime("until %Y-%m-%dT%H:%M:%SZ")
-    )
+    when = banned_until(answer.get("until_ts"))
     print(f"{options.kind} {answer.get('value', options.value)} is refused {when}")
     return 0
 
@@ -124,9 +109,7 @@ def unban(options: argparse.Namespace) -> int:
     return 0
 
 
-def _blacklist(
-    options: argparse.Namespace, method: str, body: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def _blacklist(options: argparse.Namespace, method: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     path = f"/v1/blacklist/{options.kind}/{quote(options.value, safe='')}"
     return _one_call(find(options), method, path, body)
 
@@ -166,9 +149,7 @@ def drain(options: argparse.Namespace) -> int:
             raise CommandError(f"there is no worker {options.worker}; there is {', '.join(known) or 'none'}")
         redis = Redis(reactor, target.settings.redis)
         try:
-            await redis.command(
-                "PUBLISH", CHANNEL, msgspec.json.encode({"event": "drain", "worker": options.worker})
-            )
+            await redis.command("PUBLISH", CHANNEL, msgspec.json.encode({"event": "drain", "worker": options.worker}))
         except Unavailable as error:
             raise CommandError(str(error)) from None
         finally:

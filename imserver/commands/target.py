@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
 from imserver import config
@@ -20,6 +20,9 @@ from imserver.demo import running
 from imserver.http.client import Answer, HttpClient, Unreachable
 
 CALL_TIMEOUT_S = 10.0
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -35,9 +38,7 @@ def add_config(parser: argparse.ArgumentParser, *, channel: bool = True) -> None
         help="the servers' configuration; without it, the demo that runs on this machine",
     )
     if channel:
-        parser.add_argument(
-            "--channel", metavar="C", help="the channel; without it, the first one configured"
-        )
+        parser.add_argument("--channel", metavar="C", help="the channel; without it, the first one configured")
 
 
 def duration(text: str) -> int:
@@ -118,7 +119,7 @@ def find(options: argparse.Namespace) -> Target:
 
 def run(work: Callable[[Any], Awaitable[int]]) -> int:
     """Run a coroutine under the reactor; its result is the exit code, a `CommandError` one line and 1."""
-    code = 1
+    code = INTERRUPTED
 
     async def guarded(reactor: Any) -> None:
         nonlocal code
@@ -126,6 +127,12 @@ def run(work: Callable[[Any], Awaitable[int]]) -> int:
             code = await work(reactor)
         except CommandError as error:
             complain(str(error))
+            code = 1
+        except CancelledError:
+            raise
+        except Exception:
+            code = 1
+            raise
 
     with suppress(SystemExit):  # react ends with it; what it says is in `code` already
         react(lambda reactor: Deferred.fromCoroutine(guarded(reactor)))

@@ -33,13 +33,9 @@ def add(commands: Any) -> None:
         action="append",
         help="may be given several times; without it, the first one configured",
     )
-    parser.add_argument(
-        "--ttl", metavar="TIME", type=duration, default=86400, help="1d (the default), 12h, 30m, 45s"
-    )
+    parser.add_argument("--ttl", metavar="TIME", type=duration, default=86400, help="1d (the default), 12h, 30m, 45s")
     parser.add_argument("--platform", metavar="P", choices=PLATFORMS, help=", ".join(PLATFORMS))
-    parser.add_argument(
-        "--info", metavar="JSON", type=json_object, help='shown to the other side: {"name": "Ann"}'
-    )
+    parser.add_argument("--info", metavar="JSON", type=json_object, help='shown to the other side: {"name": "Ann"}')
     parser.set_defaults(run=token)
 
 

@@ -1,4 +1,4 @@
-"""Who may not connect: bans set by backends, and suspensions of those who try too often (design: Blacklist and suspension).
+"""Who may not connect: bans set by backends, and suspensions of those who try too often (design: Other parts).
 
 A ban belongs to the channel whose key set it, `im:{b:KIND:VALUE}`, a hash of channel → entry: it refuses connections
 whose token covers that channel and no others, since nothing of one channel may be felt in another.  A suspension

@@ -162,9 +162,9 @@ def _value(value: Any) -> str:
 def valkey_conf(addresses: Addresses, directory: Path, keep: Secrets) -> str:
     """The configuration of the embedded Valkey.
 
-    `everysec` is enough for "what was accepted survives the death of Redis": each write has been handed to
-    the kernel before it is answered, and the kernel keeps it when a process dies. Only a machine that dies
-    may lose a second.
+    `appendfsync always`: what was accepted survives the death of Redis and of the machine. With `everysec` an answer
+    may go out before the write while an fsync is under way, and kill -9 loses it; `no` is safe for a process that
+    dies, not for a machine.
     """
     return "\n".join(
         [
@@ -173,7 +173,7 @@ def valkey_conf(addresses: Addresses, directory: Path, keep: Secrets) -> str:
             f"requirepass {keep.get('redis')}",
             f'dir "{directory}"',
             "appendonly yes",
-            "appendfsync everysec",
+            "appendfsync always",
             'save ""',
             "maxmemory-policy noeviction",
             "daemonize no",

@@ -34,8 +34,8 @@ class BackOffice:
                 path="/v1/journal",
                 function=self.journal,
                 summary="What clients of a journal channel sent, in order",
-                description="`next` is the `after` of the next call. With `wait_s` an answer without entries waits for the"
-                " first one so long.",
+                description="`next` is the `after` of the next call. With `wait_s` an empty answer waits so long for an"
+                " entry.",
                 tag="journal",
                 auth="key",
                 query=JournalQuery,

@@ -148,16 +148,19 @@ class PushAnswer(_Out):
     results: list[PushResult]
 
 
-class PushRefusal(_Out):
-    """Why one message of a batch was not sent."""
+class BatchResult(_Out):
+    """What became of one message of a batch: the answer to that push, or the `error` for which it was not sent."""
 
-    error: ProblemDocument
+    id: str | UnsetType = UNSET
+    ts: int | UnsetType = UNSET
+    results: list[PushResult] | UnsetType = UNSET
+    error: ProblemDocument | UnsetType = UNSET
 
 
 class BatchAnswer(_Out):
     """One result for each message, in order."""
 
-    results: list[PushAnswer | PushRefusal]
+    results: list[BatchResult]
 
 
 class BroadcastAnswer(_Out):

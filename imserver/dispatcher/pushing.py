@@ -15,6 +15,7 @@ from imserver.dispatcher.calls import (
     MESSAGES_MAX,
     Batch,
     BatchAnswer,
+    BatchResult,
     BatchShown,
     Broadcast,
     BroadcastAnswer,
@@ -23,7 +24,6 @@ from imserver.dispatcher.calls import (
     DeliveryResult,
     Push,
     PushAnswer,
-    PushRefusal,
     PushResult,
 )
 from imserver.http.inputs import read_json
@@ -105,7 +105,9 @@ class Pushing:
             for name, channel in settings.channels.items()
         }
         self._count = metrics.counter("deliveries", "Deliveries by what became of them.", ("channel", "status"))
-        metrics.gauge_of("deliveries_under_way", "Deliveries being stored and pushed, in units.", lambda: self.room.used)
+        metrics.gauge_of(
+            "deliveries_under_way", "Deliveries being stored and pushed, in units.", lambda: self.room.used
+        )
 
     def routes(self) -> list[Route]:
         """The calls."""
@@ -115,8 +117,8 @@ class Pushing:
                 path="/v1/push",
                 function=self.push,
                 summary="Send a message to one uid or many",
-                description="It is stored in each receiver's inbox and pushed to whoever is online. With a `cid` the call"
-                " may be repeated for 24 hours: nobody gets it twice.",
+                description="It is stored in each receiver's inbox and pushed to whoever is online. With a `cid` the"
+                " call may be repeated for 24 hours: nobody gets it twice.",
                 tag="messages",
                 auth="key",
                 body=Push,
@@ -186,14 +188,15 @@ class Pushing:
         if made and all(outcome.error is not None for outcome in made):
             raise unavailable(f"Nothing could be stored: {made[0].error}.")
         outcomes = iter(made)
-        results: list[PushAnswer | PushRefusal] = []
+        results: list[BatchResult] = []
         for one in planned:
             try:
                 if isinstance(one, Problem):
                     raise one
-                results.append(one.answer([next(outcomes) for _ in one.uids]))
+                done = one.answer([next(outcomes) for _ in one.uids])
+                results.append(BatchResult(id=done.id, ts=done.ts, results=done.results))
             except Problem as problem:
-                results.append(PushRefusal(error=problem.document()))
+                results.append(BatchResult(error=problem.document()))
         return BatchAnswer(results=results)
 
     async def broadcast(self, call: Call) -> BroadcastAnswer:
@@ -249,7 +252,9 @@ class Pushing:
     def _admit(self, channel: str, receivers: int) -> None:
         wait_s = self._buckets[channel].take(receivers, self._clock.seconds())
         if wait_s:
-            raise rate_limited(wait_s, f"This channel may push to {self._settings.channels[channel].push_per_s} a second.")
+            raise rate_limited(
+                wait_s, f"This channel may push to {self._settings.channels[channel].push_per_s} a second."
+            )
 
     async def _deliver(self, deliveries: Iterable[Delivery]) -> list[Outcome]:
         outcomes: list[Outcome] = []

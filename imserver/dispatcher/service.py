@@ -65,7 +65,7 @@ class Dispatcher:
         )
         self._peers = PerspectivePeers(reactor, settings.cluster)
         leases = RedisLeases(redis, settings.worker.lease_ttl_s)
-        workers = self._workers = Workers(leases, self._peers, reactor)
+        workers = self._workers = Workers(leases, self._peers)
         self._events = RedisEvents(reactor, redis, settings.redis)
         self._events.subscribe(self._heard)
         await workers.refresh()

@@ -30,6 +30,7 @@ from imserver.protocol.syntax import (
     Uid,
     json_object,
     position,
+    valid,
 )
 
 
@@ -204,7 +205,7 @@ def decode(text: bytes) -> Incoming:
         frame: Incoming = _decoder.decode(text)
     except msgspec.ValidationError as error:
         raise _refused(text, error) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError("invalid_json", f"not JSON: {error}") from None
     problem = _semantic_problem(frame)
     if problem is not None:
@@ -232,12 +233,13 @@ def _semantic_problem(frame: Incoming) -> tuple[str, str] | None:
 
 def _refused(text: bytes, error: msgspec.ValidationError) -> FrameError:
     try:
-        envelope = msgspec.json.decode(text, type=_Envelope)
-    except msgspec.ValidationError:
+        whole = msgspec.json.decode(text)  # what was wrong may have been seen before the text was read to its end
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as broken:
+        return FrameError("invalid_json", f"not JSON: {broken}")
+    if not isinstance(whole, dict):
         return FrameError("invalid_frame", "a frame is a JSON object")
-    ref = envelope.ref if isinstance(envelope.ref, str | int) and not isinstance(envelope.ref, bool) else None
-    if isinstance(ref, str) and len(ref) > 128:
-        ref = None
+    envelope = msgspec.convert(whole, _Envelope)
+    ref = envelope.ref if valid(Ref, envelope.ref) else None
     if not isinstance(envelope.op, str):
         return FrameError("invalid_frame", "op is missing or not a string", field="op", ref=ref)
     if envelope.op not in OPS:

@@ -82,6 +82,8 @@ class Router:
                 records, cursor, prev, duplicate = await self._connections.of(delivery.to), "", "", False
         except Unavailable as error:
             return Outcome(delivery.to, error=str(error))
+        if duplicate:  # what is stored counts, not what this repeat says: with no predecessor it is read from there
+            prev = ""
         pushed = Pushed(
             delivery.to, delivery.op, cursor, prev, encode_head(delivery.head), bytes(delivery.frame).lstrip()[1:]
         )
@@ -93,9 +95,9 @@ class Router:
             return 0
         try:
             live = await self._live(pushed.uid, records)
-        except Unavailable as error:  # stored already: the worker or the client finds it in the inbox
+        except Unavailable as error:  # stored already: who cannot be told finds it in the inbox
             log.warn("workers cannot be looked up: {why}", why=str(error))
-            return 0
+            live = [record for record in records if self.workers.lease(record.incarnation) is not None]
         if not live:
             self._count("inbox" if pushed.cursor else "nobody")
         return sum(await _all([self._push_to(incarnation, pushed) for incarnation in {r.incarnation for r in live}]))
@@ -131,11 +133,10 @@ class Router:
 
     async def locate(self, uids: Sequence[str]) -> list[tuple[ConnectionRecord, ...]]:
         """For each uid its connections on live workers."""
-        found: list[tuple[ConnectionRecord, ...]] = []
-        for records in await self._connections.of_many(uids):
-            live, _ = await self.workers.living(records)
-            found.append(tuple(live))
-        return found
+        found = await self._connections.of_many(uids)
+        live, _ = await self.workers.living([record for records in found for record in records])
+        conns = {record.conn for record in live}
+        return [tuple(record for record in records if record.conn in conns) for records in found]
 
     async def broadcast(self, delivery: Delivery, role: str | None, platform: str | None) -> tuple[int, int]:
         """A frame that is not stored to every connection of a channel; how many workers and connections it reached."""

@@ -148,7 +148,10 @@ class PerspectivePeer:
             counts: list[int] = await self._call("deliver", *packed([pushed for pushed, _ in batch]))
             if len(counts) != len(batch):
                 raise RpcError(f"{self.address} answered {len(counts)} counts to {len(batch)} frames")
-        except RpcError as error:
+        except Exception as error:
+            if not isinstance(error, RpcError):
+                log.failure("a batch for {address} failed", address=self.address)
+                error = RpcError(f"the call of {self.address} failed")
             for _, done in batch:
                 done.errback(error)
         else:

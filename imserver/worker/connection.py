@@ -116,9 +116,7 @@ class Connection:
         self.session.lost()
         self._near.opened.discard(self)
         self._near.wheel.schedule(self, None)
-        self._requests = None
-        if self._working is not None:
-            self._working.cancel()
+        self._requests = None  # what is being answered is finished: it may be stored already, and not pushed yet
         claims = self.session.claims
         if claims is not None:
             self._near.hub.remove(claims.uid, self)
@@ -126,9 +124,14 @@ class Connection:
             self._near.registration.remove(claims.uid, self.session.conn, claims.role)
 
     def admit_stream(self, admit: Admit) -> None:
-        """A stream's request has said what a `hello` would."""
+        """A stream's request has said what a `hello` would, and was checked before its headers went out."""
         self.session.admit_stream(admit.claims, admit.device, admit.platform)
-        self._spawn(self._admit(admit, retransmits=False))
+        self._spawn(self._admit(admit, stream=True))
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended."""
+        return not self.session.live
 
     # -- from other servers ------------------------------------------------------------------------------------
 
@@ -167,9 +170,9 @@ class Connection:
         self._perform(self.session.due(now))
         return self._deadline()
 
-    def _deadline(self) -> float:
+    def _deadline(self) -> float | None:
         when = self.session.deadline()
-        return min(when, self._retry_at) if self._retry_at else when
+        return min(when, self._retry_at) if when is not None and self._retry_at else when
 
     # -- actions -----------------------------------------------------------------------------------------------
 
@@ -228,14 +231,14 @@ class Connection:
             self.since_ts,
         )
 
-    async def _admit(self, admit: Admit, retransmits: bool = True) -> None:
+    async def _admit(self, admit: Admit, stream: bool = False) -> None:
         """Registered before the inbox is looked at: what is stored from now on is pushed, all before is backlog."""
         near, session = self._near, self.session
         uid = admit.claims.uid
         session.admitting(admit)
         near.hub.add(uid, self)
         try:
-            refusal = await near.admission.check(admit.claims, self.ip)
+            refusal = None if stream else await near.admission.check(admit.claims, self.ip)
             if refusal is not None:
                 self._perform(session.refuse(codes.BANNED, refusal))
                 return
@@ -250,7 +253,7 @@ class Connection:
             near.hub.remove(uid, self)
             near.registration.remove(uid, session.conn, admit.claims.role)
             return
-        self._perform(session.admitted(start, near.clock.seconds(), retransmits))
+        self._perform(session.admitted(start, near.clock.seconds(), retransmits=not stream))
         near.registration.announce(uid, admit.claims.role)
 
     async def _register(self) -> None:
@@ -271,7 +274,7 @@ class Connection:
             log.debug("the inbox of {conn} cannot be read: {why}", conn=self.session.conn, why=str(error))
             self.session.unreadable(isinstance(action, Reread))
             self._retry_at = self._near.clock.seconds() + RETRY_S
-            self._near.wheel.schedule(self, self._deadline() if self.session.open else None)
+            self._near.wheel.schedule(self, self._deadline())
             return
         now = self._near.clock.seconds()
         self._perform(

@@ -15,12 +15,13 @@ from imserver import config
 from imserver.data.interface import Entry
 from imserver.protocol import codes, frames
 from imserver.protocol.deliveries import Head, decode_head
-from imserver.protocol.syntax import just_before, position
+from imserver.protocol.syntax import START, just_before, position
 from imserver.worker.actions import Action, Close, Read, Reread, Send
 
-_FAR = f"{2**63}-0"  # somewhere on: whoever reads up to here stops when nothing more comes
+FAR = f"{2**63}-0"
+"""Somewhere on: whoever reads up to here stops when nothing more comes."""
 PAGE = 128
-"""Entries read from the inbox at a time."""
+"""Entries read from the inbox at a time; fewer when they are large."""
 
 
 class InFlight:
@@ -62,21 +63,31 @@ class Delivery:
 
     __slots__ = (
         "_audience",
+        "_burst",
+        "_due",
         "_in_flight",
         "_limits",
+        "_page",
         "_paused",
         "_position",
         "_reading",
         "_retransmits",
+        "_sent",
         "_target",
         "owed",
     )
 
-    def __init__(self, limits: config.Delivery, audience: Audience, start: str, retransmits: bool = True) -> None:
+    def __init__(
+        self, limits: config.Delivery, audience: Audience, start: str, burst: int, retransmits: bool = True
+    ) -> None:
         self._limits = limits
         self._audience = audience
+        self._burst = burst  # bytes written in one go: a page of large messages makes nobody a slow reader
+        self._page = PAGE
         self._position = start
-        self._target = ""
+        self._sent = START  # the last that it was sent, which is as far as it may acknowledge
+        self._target = ""  # announced since the last read was asked for
+        self._due = 0.0
         self._reading = False
         self._paused = False
         self._retransmits = retransmits
@@ -114,22 +125,24 @@ class Delivery:
         """What was asked for with `Read` has been read."""
         self._reading = False
         found: list[Action] = []
-        for entry in entries:
+        size, more = 0, len(entries) >= self._page
+        self._page = min(PAGE, self._page * 2)
+        for index, entry in enumerate(entries):
             if not self._open():
-                self._target = max(self._target or entry.cursor, entries[-1].cursor, key=position)
-                return found
-            if position(entry.cursor) > position(self._position):
-                found += self._take(entry, decode_head(entry.head), frames.message_frame(entry.tail, entry.cursor), now)
-        if len(entries) == PAGE:
-            self._target = max(self._target or entries[-1].cursor, entries[-1].cursor, key=position)
-            self._reading = True
-            return [*found, Read(self._position, PAGE)]
-        if self._target and position(self._target) > position(self._position):
-            if not entries:  # what was announced is not there any more: the inbox was trimmed or lost
-                self._target = ""
-            return found + self._read_on()
-        self._target = ""
-        return found
+                more = True
+                break
+            if size > self._burst:
+                self._page, more = index, True
+                break
+            frame = frames.message_frame(entry.tail, entry.cursor)
+            taken = self._take(entry, decode_head(entry.head), frame, now)
+            size += len(frame) if taken else 0
+            found += taken
+        if more:
+            self._target = FAR
+        elif self._target and position(self._target) <= position(self._position):
+            self._target = ""
+        return found + self._read_on()
 
     def unreadable(self, again: bool) -> None:
         """The inbox could not be read; `read_again` will try, and the next timeout if it was read `again`."""
@@ -138,8 +151,7 @@ class Delivery:
                 item.rereading = False
             return
         self._reading = False
-        if not self._target:
-            self._target = _FAR
+        self._target = FAR
 
     def read_again(self) -> list[Action]:
         """Try what could not be read, or what there was no room for."""
@@ -147,21 +159,19 @@ class Delivery:
 
     def check_inbox(self) -> list[Action]:
         """Look for what nobody told us about, as after a lost lease."""
-        if self._reading or not self._open():
-            self._target = self._target or _FAR
-            return []
-        self._reading = True
-        return [Read(self._position, PAGE)]
+        return self.behind(FAR)
 
     def acknowledged(self, cursor: str) -> tuple[str, list[Action]]:
-        """A cumulative acknowledgement: the cursor that holds (never beyond what was sent), and what there is room for."""
-        if position(cursor) > position(self._position):
-            cursor = self._position
+        """A cumulative acknowledgement: the cursor that holds (never past what was sent), and what there is room for."""
+        if position(cursor) > position(self._sent):
+            cursor = self._sent
         flight = self._in_flight
         while flight and position(flight[0].cursor) <= position(cursor):
             flight.popleft()
         if not flight:
             self._in_flight = None
+        if self.unacknowledged > self._limits.unacked_max // 2:
+            return cursor, []  # not a page for every single acknowledgement
         return cursor, self._read_on()
 
     def paused(self) -> None:
@@ -177,22 +187,22 @@ class Delivery:
 
     def deadline(self) -> float | None:
         """When `due` has something to do, None if nothing is in flight."""
-        if not self._in_flight or not self._retransmits:
-            return None
-        return min(item.sent_at for item in self._in_flight) + self._limits.ack_timeout_s
+        return self._due if self._in_flight else None
 
     def due(self, now: float) -> list[Action]:
         """Send again what was not acknowledged in time; give up after the last retransmission."""
-        late = [item for item in self._in_flight or () if item.sent_at + self._limits.ack_timeout_s <= now]
-        if not self._retransmits or not late:
+        if not self._in_flight or now < self._due:
             return []
+        timeout = self._limits.ack_timeout_s
+        late = [item for item in self._in_flight if item.sent_at + timeout <= now]
         for item in late:
             if item.attempt > self._limits.retransmissions:
                 return [Close(codes.TIMEOUT, f"no acknowledgement of {item.cursor} after {item.attempt} attempts")]
             item.attempt += 1
             item.sent_at = now
             item.rereading = not self._paused  # a full buffer needs no second copy
-        return self._reread()
+        self._due = min(item.sent_at for item in self._in_flight) + timeout
+        return self._reread() if late else []
 
     def _reread(self) -> list[Action]:
         first = next((item for item in self._in_flight or () if item.rereading), None)
@@ -202,14 +212,18 @@ class Delivery:
         """What was asked for with `Reread` has been read: the late ones among it are sent again."""
         tails = {entry.cursor: entry.tail for entry in entries}
         found: list[Action] = []
+        size = 0
         for item in self._in_flight or ():
             if not item.rereading:
                 continue
-            if entries and len(entries) == PAGE and position(item.cursor) > position(entries[-1].cursor):
+            beyond = len(entries) == PAGE and position(item.cursor) > position(entries[-1].cursor)
+            if beyond or size > self._burst:
                 return found + self._reread()
             item.rereading = False
             if item.cursor in tails and not self._paused:  # else it has left the inbox
-                found.append(Send(frames.message_frame(tails[item.cursor], item.cursor, item.attempt)))
+                frame = frames.message_frame(tails[item.cursor], item.cursor, item.attempt)
+                size += len(frame)
+                found.append(Send(frame))
         return found
 
     def _open(self) -> bool:
@@ -220,17 +234,20 @@ class Delivery:
     def _read_on(self) -> list[Action]:
         if self._reading or not self._target or not self._open():
             return []
-        if len(self._in_flight or ()) > self._limits.unacked_max // 2:
-            return []  # not a page for every single acknowledgement
         self._reading = True
-        return [Read(self._position, PAGE)]
+        self._target = ""  # all that is known of by now will be in the answer
+        return [Read(self._position, self._page)]
 
     def _take(self, entry: Entry, head: Head, frame: bytes, now: float) -> list[Action]:
         self._position = entry.cursor
         if not self._audience.admits(head, now):
+            if head.origin == self._audience.conn:
+                self._sent = entry.cursor  # its `sent` says so
             return []
+        self._sent = entry.cursor
         if self._retransmits:
             if self._in_flight is None:
                 self._in_flight = deque()
+                self._due = now + self._limits.ack_timeout_s
             self._in_flight.append(InFlight(entry.cursor, now))
         return [Send(frame)]

@@ -99,7 +99,7 @@ class Hub:
             frame = b'{"op":"%s",' % item.op.encode() + item.tail
             for one in connected:
                 one.signal(head, frame, now)
-        return sum(one.session.audience is not None and one.session.audience.admits(head, now) for one in connected)
+        return sum(_reaches(one.session, head, bool(item.cursor), now) for one in connected)
 
     def broadcast(self, role: str | None, platform: str | None, head: bytes, tail: bytes) -> int:
         """Send a frame that is not stored to every connection of this kind."""
@@ -118,18 +118,24 @@ class Hub:
 
     def close(self, uid: str, conn: str | None, channels: Sequence[str], code: int, reason: str) -> int:
         """Close a uid's connections (or one) that have one of these channels."""
-        wanted = [one for one in self.of(uid) if conn in (None, one.session.conn) and _has_channel(one, channels)]
+        wanted = [one for one in self.of(uid) if conn in (None, one.session.conn) and _concerned(one, channels)]
         return _end(wanted, code, reason)
 
     def sever(self, kind: str, value: str, channels: Sequence[str], code: int, reason: str) -> int:
         """Close every connection of this `uid` or `ip` that has one of these channels."""
         among = self.of(value) if kind == "uid" else [one for one in self if one.ip == value]
-        return _end([one for one in among if _has_channel(one, channels)], code, reason)
+        return _end([one for one in among if _concerned(one, channels)], code, reason)
 
 
-def _has_channel(one: Connected, channels: Sequence[str]) -> bool:
+def _reaches(session: Session, head: Head, stored: bool, now: float) -> bool:
+    """Who is being admitted gets what is stored with its backlog, and nothing else."""
+    able = session.live if stored else session.open
+    return able and session.audience is not None and session.audience.admits(head, now)
+
+
+def _concerned(one: Connected, channels: Sequence[str]) -> bool:
     audience = one.session.audience
-    return audience is not None and not set(channels).isdisjoint(audience.channels)
+    return one.session.live and audience is not None and not set(channels).isdisjoint(audience.channels)
 
 
 def _end(wanted: list[Connected], code: int, reason: str) -> int:

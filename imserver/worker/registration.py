@@ -31,6 +31,10 @@ class Registered(Protocol):
     def check_inbox(self) -> None:
         """Look for what nobody told us about."""
 
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended meanwhile."""
+
 
 class Registration:
     """Renews one worker's lease and keeps the records of its connections."""
@@ -138,7 +142,7 @@ class Registration:
         """Others may have thought this worker dead and dropped its records, and messages passed it by."""
         everyone = list(self._registered())
         for start in range(0, len(everyone), BATCH):
-            batch = everyone[start : start + BATCH]
+            batch = [(uid, one) for uid, one in everyone[start : start + BATCH] if not one.gone]
             results: list[Any] = await defer.DeferredList(
                 [Deferred.fromCoroutine(self._connections.add(uid, one.record())) for uid, one in batch],
                 consumeErrors=True,

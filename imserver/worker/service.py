@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -14,7 +15,7 @@ from twisted.logger import Logger
 import imserver
 from imserver import config
 from imserver.data.agents import RedisAgents
-from imserver.data.bans import RedisBans
+from imserver.data.bans import RedisBans, normal_address
 from imserver.data.connections import RedisConnections
 from imserver.data.events import RedisEvents
 from imserver.data.inbox import RedisInboxes
@@ -64,6 +65,7 @@ class Worker:
         self._name = name
         self._open: set[Connection] = set()
         self._numbers = 0
+        self._accepting = False  # not before others can know of it: a record without a lease is taken for a dead one's
         self._draining = False
         self._stopping: list[Any] = []
         self._ports: list[Any] = []
@@ -79,8 +81,10 @@ class Worker:
 
     def accept(self, face: Face, ip: str) -> Connection | None:
         """A new connection; None if there is no room for it."""
-        if self._near is None or self._draining or len(self._open) >= self.settings.worker.connections_max:
+        if self._near is None or not self._accepting or len(self._open) >= self.settings.worker.connections_max:
             return None
+        with suppress(ValueError):  # a UNIX socket has none
+            ip = normal_address(ip)
         self._numbers += 1
         connection = Connection(self._near, face, f"{self._incarnation}.{self._numbers:x}", ip)
         self._open.add(connection)
@@ -110,6 +114,7 @@ class Worker:
         self._addresses = _addresses(settings.worker, ws, http, rpc)
         self._peers.local[self._addresses[2]] = hub
         await self._registration.start()
+        self._accepting = True
         self._workers_loop.start(now=True)
         self._mail = Deferred.fromCoroutine(self._read_mail())
         self._mail.addErrback(lambda failure: failure.trap(CancelledError) and None)
@@ -129,7 +134,7 @@ class Worker:
         inboxes = RedisInboxes(redis, reactor, settings.delivery)
         self._mailboxes = RedisMailboxes(redis)
         self._peers = PerspectivePeers(reactor, settings.cluster)
-        self._workers = Workers(leases, self._peers, reactor)
+        self._workers = Workers(leases, self._peers)
         routed = self.metrics.counter("routed", "Frames to workers, by the way they took.", ("strategy",))
         router = Router(
             inboxes,
@@ -252,7 +257,7 @@ class Worker:
 
     async def stop(self) -> None:
         """Drain: no new connections, clients are sent away over `drain_s`, nothing is lost, nothing is left."""
-        self._draining = True
+        self._accepting, self._draining = False, True
         for port in self._ports[:1]:
             await port.stopListening()
         if self._near is not None and self._addresses[0]:

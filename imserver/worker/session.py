@@ -17,7 +17,7 @@ from imserver.protocol.deliveries import Head
 from imserver.protocol.syntax import START, position
 from imserver.protocol.tokens import Claims, TokenError
 from imserver.worker.actions import Acknowledge, Action, Admit, Close, Ping, Register, Request, Send
-from imserver.worker.delivery import Audience, Delivery
+from imserver.worker.delivery import FAR, Audience, Delivery
 
 EARLY_MAX = 64
 """Frames that may come between `hello` and `welcome`."""
@@ -66,6 +66,11 @@ class Session:
         """Whether it still waits to be admitted."""
         return self._state == "admitting"
 
+    @property
+    def live(self) -> bool:
+        """Whether it is open or will be: what is stored now reaches it."""
+        return self._state in ("admitting", "open")
+
     # -- from the client ---------------------------------------------------------------------------------------
 
     def heard(self, now: float) -> None:
@@ -86,7 +91,6 @@ class Session:
                 raise FrameError("not_allowed", "the first frame has to be hello", ref=getattr(frame, "ref", None))
         except FrameError as error:
             return self._bad_frame(error)
-        self._bad = 0
         if self._state == "admitting":
             return self._wait(frame)
         return self._frame(frame, now)
@@ -114,21 +118,28 @@ class Session:
 
     def _frame(self, frame: frames.Incoming, now: float) -> list[Action]:
         try:
-            match frame:
-                case frames.Hello():
-                    return self._hello(frame, now)
-                case frames.Ping():
-                    return [Send(frames.encode(frames.Pong(ts=int(now * 1000), ref=frame.ref)))]
-                case frames.Ack():
-                    return self._ack(frame)
-                case frames.Refresh():
-                    return self._refresh(frame, now)
-                case frames.Send():
-                    return [Request(frame, self._sendable(frame))]
-                case _:
-                    return [Request(frame, "")]
+            found = self._meant(frame, now)
         except FrameError as error:
-            return [_error(error)]
+            if error.code == "invalid_frame":
+                return self._bad_frame(error)
+            found = [_error(error)]
+        self._bad = 0  # valid, even if it was refused
+        return found
+
+    def _meant(self, frame: frames.Incoming, now: float) -> list[Action]:
+        match frame:
+            case frames.Hello():
+                return self._hello(frame, now)
+            case frames.Ping():
+                return [Send(frames.encode(frames.Pong(ts=int(now * 1000), ref=frame.ref)))]
+            case frames.Ack():
+                return self._ack(frame)
+            case frames.Refresh():
+                return self._refresh(frame, now)
+            case frames.Send():
+                return [Request(frame, self._sendable(frame))]
+            case _:
+                return [Request(frame, "")]
 
     def _hello(self, frame: frames.Hello, now: float) -> list[Action]:
         if self._state != "new":
@@ -218,7 +229,8 @@ class Session:
             max_frame=limits.connection.max_frame,
             resumed=start.resumed,
         )
-        self.delivery = Delivery(limits.delivery, self.audience, start.cursor, retransmits)
+        burst = limits.connection.write_budget // 2
+        self.delivery = Delivery(limits.delivery, self.audience, start.cursor, burst, retransmits)
         found: list[Action] = [Send(frames.encode(welcome))]
         latest = max(self._latest or START, start.last, key=position)
         if latest != start.cursor:
@@ -226,7 +238,8 @@ class Session:
         self._latest = ""
         early, self._early = self._early or [], None
         for frame in early:
-            found += self._frame(frame, now)
+            if self._state == "open":
+                found += self._frame(frame, now)
         return found
 
     def pushed(self, entry: Entry, head: Head, frame: bytes, now: float) -> list[Action]:
@@ -264,7 +277,7 @@ class Session:
     def check_inbox(self) -> list[Action]:
         """Look for what nobody told us about."""
         if self._state == "admitting":
-            return []
+            self._latest = FAR
         return self.delivery.check_inbox() if self.delivery is not None and self.open else []
 
     def behind(self, cursor: str) -> list[Action]:
@@ -300,9 +313,11 @@ class Session:
 
     # -- time --------------------------------------------------------------------------------------------------
 
-    def deadline(self) -> float:
-        """When `due` has something to do at the earliest."""
+    def deadline(self) -> float | None:
+        """When `due` has something to do at the earliest, None if never."""
         limits = self._rules.connection
+        if self._state == "closed":
+            return None
         if self._state == "new":
             return self._read_at + limits.hello_timeout_s
         when = self._read_at + limits.heartbeat_s * (2 if self._pinged else 1)

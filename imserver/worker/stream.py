@@ -10,6 +10,7 @@ from zope.interface import implementer
 
 from imserver.worker.connection import Connection
 
+_ONE_LINE = bytes.maketrans(b"\r\n", b"  ")  # a body comes as it was written: in JSON these are but space
 _HEAD = re.compile(rb'\{"op":"([a-z]+)"(?:,"cursor":"([0-9-]+)")?')
 
 
@@ -48,7 +49,7 @@ class EventStream:
         found = _HEAD.match(frame)
         op, cursor = found.groups() if found else (b"message", None)
         identity = b"id: %s\n" % cursor if cursor else b""
-        self._request.write(b"event: %s\n%sdata: %s\n\n" % (op, identity, frame))
+        self._request.write(b"event: %s\n%sdata: %s\n\n" % (op, identity, frame.translate(_ONE_LINE)))
         return self._full
 
     def ping(self) -> None:

@@ -69,7 +69,8 @@ class Wheel:
             self._tick += 1
             slot = self._slots[self._tick % SLOTS]
             for timed in [timed for timed in slot.values() if timed.wheel_tick <= target]:
-                self._call(timed, now)
+                if 0 < timed.wheel_tick <= target:  # another one's turn may have moved or ended it
+                    self._call(timed, now)
 
     def _call(self, timed: Timed, now: float) -> None:
         self.schedule(timed, None)

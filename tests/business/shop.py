@@ -76,7 +76,7 @@ class Dispatcher(resource.Resource):
 class ShopCase(TestCase):
     """Has `start`, a client, and agents who come and go."""
 
-    timeout = 60
+    timeout = 15
 
     async def start(self, **sections: dict[str, Any]) -> BusinessServer:
         """A business server beside those that run; the first one empties Valkey and makes a database."""
@@ -144,7 +144,9 @@ class ShopCase(TestCase):
         self.assertIn(status, (200, 202, 204), answer)
         return answer
 
-    async def refused(self, status: int, code: str, method: str, path: str, credential: str = KEY, body: Any = None) -> Any:
+    async def refused(
+        self, status: int, code: str, method: str, path: str, credential: str = KEY, body: Any = None
+    ) -> Any:
         """A call that has to be refused so."""
         got, answer = await self.call(method, path, credential, body)
         self.assertEqual((got, (answer or {}).get("code")), (status, code), answer)

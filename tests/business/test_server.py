@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import sqlite3
+from typing import Any
+
+from imserver.business.conversations import partition, prefix
 from tests.business.shop import KEY, ShopCase
 
 
@@ -94,7 +99,8 @@ class MessageTests(ShopCase):
         await self.refused(422, "invalid_frame", "POST", "/v1/messages", bob, {**text, "to": "x", "shop": "s1"})
         await self.refused(422, "invalid_frame", "POST", "/v1/messages", bob, {**text, "to": "x", "body": []})
         await self.refused(404, "not_found", "POST", "/v1/messages", bob, {**text, "conversation": "0" * 32})
-        await self.refused(413, "too_large", "POST", "/v1/messages", bob, {**text, "to": "x", "body": {"t": "x" * 70000}})
+        large = {**text, "to": "x", "body": {"t": "x" * 70000}}
+        await self.refused(422, "invalid_frame", "POST", "/v1/messages", bob, large)
         self.assertEqual((await self.good("GET", "/v1/conversations", bob))["conversations"], [])
         conversation = (await self.say(bob, shop="s1"))["conversation"]
         stranger, other = self.token("eve"), self.token("alice", "merchant", "demo-direct")
@@ -231,3 +237,108 @@ class FaultTests(ShopCase):
         await self.until(lambda: len(self.inbox("alice")) == 5)
         self.assertEqual([m["seq"] for m in self.inbox("alice")], [1, 2, 3, 4, 5])
         self.assertEqual([m["seq"] for m in self.inbox("bob")], [1, 2, 3, 4, 5])
+
+    async def test_database_away(self) -> None:
+        """While the database takes nothing, messages go on and are in the history; it gets them when it is back."""
+        await self.start(database={"timeout_s": 1.0})
+        await self.agent("alice")
+        bob = self.token("bob")
+        await self.say(bob, "before", shop="s1")
+        await self.archived()
+        lock = sqlite3.connect(self.settings.database.url.removeprefix("sqlite:///"), isolation_level=None)
+        self.addCleanup(lock.close)
+        lock.execute("BEGIN IMMEDIATE")
+        conversation = (await self.say(bob, "during", shop="s1"))["conversation"]
+
+        async def noticed() -> bool:
+            response = await self.http.get(f"{self.url}/metrics")
+            return b"im_archive_away 1.0" in await response.content()
+
+        await self.until(noticed)
+        await self.say(self.token("new"), "hello", shop="s1")
+        page = await self.good("GET", f"/v1/conversations/{conversation}/messages", bob)
+        self.assertEqual([m["body"]["text"] for m in page["messages"]], ["before", "during"])
+        self.assertGreater(await self.redis.command("XLEN", f"{prefix(partition(conversation))}:journal"), 0)
+        lock.execute("ROLLBACK")
+        await self.archived()
+        rows = sqlite3.connect(self.settings.database.url.removeprefix("sqlite:///")).execute(
+            "SELECT count(*) FROM messages"
+        )
+        self.assertEqual(rows.fetchone(), (3,))
+
+    async def test_dead_archiver(self) -> None:
+        """What an archiver had read when it died is taken over."""
+        first = await self.start(business={"claim_after_s": 0.3})
+        await self.agent("alice")
+        conversation = (await self.say(self.token("bob"), shop="s1"))["conversation"]
+        await self.archived()
+        await first.stop()
+        journal = f"{prefix(partition(conversation))}:journal"
+        await self.redis.command("XADD", journal, "*", "kind", "read", "q", conversation, "uid", "bob", "seq", 1)
+        taken = await self.redis.command("XREADGROUP", "GROUP", "archive", "dead", "STREAMS", journal, ">")
+        self.assertEqual(len(taken), 1)
+        await self.start()
+        await self.archived()
+        rows = sqlite3.connect(self.settings.database.url.removeprefix("sqlite:///")).execute("SELECT * FROM reads")
+        self.assertEqual(rows.fetchall(), [(conversation, "bob", 1)])
+
+    async def test_undispatched_of_a_dead_server(self) -> None:
+        """What a server had accepted and not dispatched when it died, another dispatches, and lists."""
+        first = await self.start(business={"dispatch_lease_s": 0.5})
+        await self.agent("alice")
+        self.dispatcher.away = True
+        sent = await self.say(self.token("bob"), shop="s1")
+        await first.stop()
+        self.dispatcher.away = False
+        await self.redis.command("DEL", "im:{u:bob}:convs:demo")
+        await self.start()
+        await self.until(lambda: self.inbox("alice"))
+        self.assertEqual(self.inbox("alice")[0]["id"], sent["id"])
+        (listed,) = (await self.good("GET", "/v1/conversations", self.token("bob")))["conversations"]
+        self.assertEqual(listed["conversation"], sent["conversation"])
+
+
+class UnreadTests(ShopCase):
+    """Unread counts are exact."""
+
+    async def test_against_a_model(self) -> None:
+        """Sends, system messages, recalls, reads and a lost Redis, in any order: unread is what the model says."""
+        await self.start()
+        rng = random.Random(11)
+        tokens = {"bob": self.token("bob"), "alice": await self.agent("alice")}
+        conversation = (await self.say(tokens["bob"], shop="s1"))["conversation"]
+        model: list[dict[str, Any]] = [{"from": "bob", "counts": True}]
+        read = {"bob": 0, "alice": 0}
+        for step in range(120):
+            who = rng.choice(["bob", "alice"])
+            what = rng.choice(["text", "text", "read", "recall", "system"])
+            if what == "text":
+                await self.say(tokens[who], conversation=conversation)
+                model.append({"from": who, "counts": True})
+            elif what == "system":
+                body = {"cid": f"s{step}", "type": "system", "body": {}, "conversation": conversation, "from": "shop"}
+                await self.good("POST", "/v1/messages", KEY, body)
+                model.append({"from": "shop", "counts": False})
+            elif what == "read":
+                seq = rng.randint(0, len(model) + 2)
+                await self.good("POST", f"/v1/conversations/{conversation}/read", tokens[who], {"seq": seq})
+                read[who] = max(read[who], min(seq, len(model)))
+            else:
+                own = [i for i, m in enumerate(model) if m["from"] == who and m["counts"]]
+                if own:
+                    seq = rng.choice(own)
+                    body = {"cid": f"r{step}", "type": "recall", "body": {"seq": seq + 1}, "conversation": conversation}
+                    await self.good("POST", "/v1/messages", tokens[who], body)
+                    model[seq]["counts"] = False
+                    model.append({"from": who, "counts": False})
+            if step == 60:  # Redis loses the conversation: the archive brings it back
+                await self.archived()
+                await self.until(lambda: len(self.inbox("alice")) == len(model))
+                for name in ("conv", "senders", "unanswered"):
+                    await self.redis.command("DEL", f"{prefix(partition(conversation))}:{name}:{conversation}")
+                await self.redis.command("DEL", f"{prefix(partition(conversation))}:whole")
+            if step % 5 == 0:
+                for uid, token in tokens.items():
+                    (listed,) = (await self.good("GET", "/v1/conversations", token))["conversations"]
+                    expected = sum(m["counts"] and m["from"] != uid for m in model[read[uid] :])
+                    self.assertEqual(listed["unread"], expected, (step, uid))

@@ -46,9 +46,7 @@ class Worker(WebSocketServerFactory):
         self.frames: list[tuple[Peer, dict[str, Any]]] = []
         self.refuse: int | None = None
         self.answering = True
-        self._waiting: list[
-            tuple[Callable[[dict[str, Any]], bool], Deferred[tuple[Peer, dict[str, Any]]]]
-        ] = []
+        self._waiting: list[tuple[Callable[[dict[str, Any]], bool], Deferred[tuple[Peer, dict[str, Any]]]]] = []
 
     def heard(self, peer: Peer, frame: dict[str, Any]) -> None:
         """Take in a frame, and answer it."""

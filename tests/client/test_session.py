@@ -7,18 +7,18 @@ from typing import Any
 import msgspec
 from twisted.trial.unittest import TestCase
 
-from imserver.client.session import (
+from imserver.client.actions import (
     Drop,
     IMError,
     Limits,
     Open,
     Renew,
-    Session,
     Settled,
     Told,
     Write,
     token_end,
 )
+from imserver.client.session import Session
 
 
 def bytes_of(frame: dict[str, Any]) -> bytes:
@@ -49,9 +49,7 @@ def welcome(session: Session, now: float) -> None:
 
 def message(number: int, **more: Any) -> bytes:
     """The message with this number."""
-    return bytes_of(
-        {"op": "message", "id": f"m{number}", "cursor": f"{number}-0", "from": "you", "to": "me", **more}
-    )
+    return bytes_of({"op": "message", "id": f"m{number}", "cursor": f"{number}-0", "from": "you", "to": "me", **more})
 
 
 class Connecting(TestCase):
@@ -63,9 +61,7 @@ class Connecting(TestCase):
         session.connect(0.0)
         self.assertIn(Open("", True), session.take())
         session.opened("token", 0.0)
-        self.assertEqual(
-            written(session), [{"op": "hello", "token": "token", "device": "device", "platform": "other"}]
-        )
+        self.assertEqual(written(session), [{"op": "hello", "token": "token", "device": "device", "platform": "other"}])
         welcome(session, 0.0)
         session.received(message(7), 0.0)
         session.lost(1006, "", 1.0)

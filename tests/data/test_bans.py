@@ -61,7 +61,7 @@ class BanTests:
         self.assertEqual((await self.bans.check("u", "10.0.0.1", ["demo"], self.now)).kind, "uid")
 
     async def test_suspension(self: Any) -> None:
-        """The attempt over the threshold suspends; each more prolongs that, up to the cap, counted from its beginning."""
+        """The attempt over the threshold suspends; each more prolongs that, up to the cap."""
         self.assertEqual([await self.bans.attempt("u", "", self.now) for _ in range(3)], [None] * 3)
         self.assertEqual(await self.bans.attempt("u", "", self.now), self.now + 60_000)
         self.assertEqual(await self.bans.attempt("u", "", self.now + 30_000), self.now + 120_000)

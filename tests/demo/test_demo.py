@@ -127,9 +127,7 @@ class Demo(SynchronousTestCase):
         ready = self.ready
         self.assertEqual(set(ready), set(FIELDS.split()))
         self.assertEqual(set(ready["pids"]), {"valkey", "worker-1", "worker-2", "dispatcher", "business"})
-        self.assertEqual(
-            {name: c["uplink"] for name, c in ready["channels"].items()}["demo-journal"], "journal"
-        )
+        self.assertEqual({name: c["uplink"] for name, c in ready["channels"].items()}["demo-journal"], "journal")
         session = json.loads(get(ready["web"] + "/session.json") or b"")
         self.assertEqual((session["shop"], session["customer"]["uid"]), ("demo-shop", "demo-customer"))
         self.assertIn(b"<html", (get(ready["web"]) or b"").lower())

@@ -59,9 +59,7 @@ class Settings(TestCase):
 
     def settings(self, extra: dict[str, Any] | None = None, **environ: str) -> config.Config:
         """The configuration with these."""
-        return generated.settings(
-            ADDRESSES, self.data, generated.Secrets(self.data / "secrets.json"), extra, environ
-        )
+        return generated.settings(ADDRESSES, self.data, generated.Secrets(self.data / "secrets.json"), extra, environ)
 
     def test_complete(self) -> None:
         """It is valid, has the three channels with keys of their own, and listens on the loopback."""
@@ -98,9 +96,7 @@ class Settings(TestCase):
 
     def test_environment(self) -> None:
         """The environment wins over both, except for addresses."""
-        made = self.settings(
-            {"delivery": {"ack_timeout_s": 1.0}}, IM_DELIVERY__ACK_TIMEOUT_S="2", IM_REDIS__URL="x"
-        )
+        made = self.settings({"delivery": {"ack_timeout_s": 1.0}}, IM_DELIVERY__ACK_TIMEOUT_S="2", IM_REDIS__URL="x")
         self.assertEqual(made.delivery.ack_timeout_s, 2.0)
         self.assertTrue(made.redis.url.startswith("redis://"))
 

@@ -51,9 +51,7 @@ class Site(TestCase):
     async def test_files(self) -> None:
         """Files come with their type and a strict policy."""
         status, headers, body = await self.get("/im.js")
-        self.assertEqual(
-            (status, headers.getRawHeaders("content-type")), (200, ["text/javascript; charset=utf-8"])
-        )
+        self.assertEqual((status, headers.getRawHeaders("content-type")), (200, ["text/javascript; charset=utf-8"]))
         self.assertIn(b"IMClient", body)
         self.assertIn("default-src 'self'", headers.getRawHeaders("content-security-policy")[0])
         status, headers, body = await self.get("/im.js", "HEAD")

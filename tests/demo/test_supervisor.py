@@ -16,9 +16,7 @@ from imserver.demo.supervisor import Program, Supervisor
 
 ENVIRON = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 STAYS = "import signal; print('up', flush=True); signal.pause()"
-STUBBORN = (
-    "import signal\nsignal.signal(15, signal.SIG_IGN)\nprint('up', flush=True)\nwhile True: signal.pause()"
-)
+STUBBORN = "import signal\nsignal.signal(15, signal.SIG_IGN)\nprint('up', flush=True)\nwhile True: signal.pause()"
 POLITE = """
 import signal, sys, time
 signal.signal(15, lambda *_: (print('leaving', flush=True), sys.exit()))
@@ -127,9 +125,7 @@ class Supervised(TestCase):
     async def test_end_while_waiting(self) -> None:
         """Who waits to be started again is not, once the end has come."""
         up = self.expect("[a] oops")
-        supervisor = self.start(
-            ([program("a", "import sys; print('oops', file=sys.stderr); sys.exit(3)")], 5.0)
-        )
+        supervisor = self.start(([program("a", "import sys; print('oops', file=sys.stderr); sys.exit(3)")], 5.0))
         await up
         child = supervisor.children[0]
         while child.pid is not None:

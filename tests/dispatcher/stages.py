@@ -59,7 +59,9 @@ class FakeWorker:
         """Write down; the connections that have the channel."""
         self.pushed += pushed
         return [
-            sum(uid == item.uid and decode_head(item.head).channel in r.channels for (uid, _), r in self.records.items())
+            sum(
+                uid == item.uid and decode_head(item.head).channel in r.channels for (uid, _), r in self.records.items()
+            )
             for item in pushed
         ]
 
@@ -158,9 +160,7 @@ class Stage:
             "ip": "10.0.0.1",
             "since_ts": 1,
         }
-        record = ConnectionRecord(
-            conn=conn, worker=worker.name, incarnation=f"{worker.name}.1", **{**facts, **more}
-        )
+        record = ConnectionRecord(conn=conn, worker=worker.name, incarnation=f"{worker.name}.1", **{**facts, **more})
         worker.records[uid, conn] = record
         await self.connections.add(uid, record)
         return record
@@ -181,7 +181,7 @@ class MemoryStage(Stage):
         self.router = Router(
             self.inboxes,
             self.connections,
-            Workers(self.leases, self.peers, clock),
+            Workers(self.leases, self.peers),
             self.peers,
             Broken(),
         )
@@ -275,8 +275,8 @@ class StagedCase(TestCase):
         if self.kind is WholeStage:
             sections["redis"] = {"url": shared_valkey().url}
         self.stage: Any = self.kind(sections)
-        await self.stage.start()
         self.addCleanup(lambda: Deferred.fromCoroutine(self.stage.stop()))
+        await self.stage.start()
 
     async def call(self, method: str, path: str, body: Any = None, key: str | None = KEY, **more: Any) -> Answer:
         """A call; `body` is encoded unless it is bytes."""

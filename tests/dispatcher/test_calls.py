@@ -177,13 +177,11 @@ class CallTests:
         self.assertEqual(await self.stage.inboxes.length("c"), (0, None))
 
     async def test_batch_bounds(self: Any) -> None:
-        """A thousand messages at the most; a line that is not JSON is that line's error; what is no batch is refused."""
+        """A thousand messages at the most; a line that is not JSON is that line's error alone."""
         message = {"to": "a", "type": "t", "body": {}}
         good = await self.good("POST", "/v1/push/batch", {"messages": [message] * 1000}, 202)
         self.assertEqual(len(good["results"]), 1000)
-        await self.bad(
-            422, "invalid_frame", "POST", "/v1/push/batch", {"messages": [message] * 1001}, "messages"
-        )
+        await self.bad(422, "invalid_frame", "POST", "/v1/push/batch", {"messages": [message] * 1001}, "messages")
         ndjson = {"headers": {"Content-Type": "application/x-ndjson"}}
         lines = b"\n".join([ujson.dumps(message).encode()] * 1001)
         await self.bad(422, "invalid_frame", "POST", "/v1/push/batch", lines, "messages", **ndjson)
@@ -274,7 +272,7 @@ class CallTests:
         await self.bad(422, "invalid_frame", "POST", "/v1/presence", {"uids": ["a", ""]}, "uids[1]")
 
     async def test_kick(self: Any) -> None:
-        """One connection or all of this channel are closed with 4409 and the reason; what is not there counts nothing."""
+        """One connection or all of this channel are closed with 4409 and the reason; else nothing is."""
         worker = await self.stage.worker("w1")
         for conn, channel in (("c1", "demo"), ("c2", "demo"), ("c3", "demo"), ("c4", "demo-direct")):
             await self.stage.connect(worker, "a", conn, channels=(channel,))

@@ -1,0 +1,1 @@
+"""The whole path: the demo's real processes, third-party clients."""
