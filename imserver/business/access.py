@@ -63,9 +63,7 @@ class Access:
             raise unauthorized("This key or token is not valid.") from None
         if scheme == "key":
             raise forbidden("This call needs a channel's API key.")
-        return Caller(
-            channels=claims.channels, uid=claims.uid, role=claims.role, info=claims.info, conn=claims.conn
-        )
+        return Caller(channels=claims.channels, uid=claims.uid, role=claims.role, info=claims.info, conn=claims.conn)
 
     def _channel(self, credential: bytes) -> str | None:
         found = None

@@ -29,6 +29,9 @@ from imserver.data.redis import Redis
 
 log = Logger()
 GROUP = "archive"
+STOP_S = 2.0
+"""How long an archiver that is stopped may still write, beyond the wait of its last look."""
+
 _PAUSE_FIRST_S = 0.2
 _PAUSE_MOST_S = 5.0
 
@@ -51,6 +54,7 @@ class Archiver:
         self._settings = settings
         self._held: list[Entry] = []
         self._claimed = 0.0
+        self._stopping = False
         self._running: Deferred[None] | None = None
 
     def start(self) -> None:
@@ -60,10 +64,10 @@ class Archiver:
         self._running.addErrback(lambda failure: log.failure("the archiver ended", failure))
 
     async def stop(self) -> None:
-        """Stop at once; what it holds unwritten another takes over."""
+        """Finish what is under way, within STOP_S; what is left unwritten another takes over."""
+        self._stopping = True
         if self._running is not None:
-            self._running.cancel()
-            await self._running
+            await self._running.addTimeout(self._settings.archive_wait_s + STOP_S, self._reactor)
 
     async def length(self) -> int:
         """Entries in all journals, not archived yet."""
@@ -79,7 +83,7 @@ class Archiver:
     async def _run(self) -> None:
         pause = _PAUSE_FIRST_S
         grouped = False
-        while True:
+        while not self._stopping:
             try:
                 if not grouped:
                     await self._groups()
@@ -199,9 +203,7 @@ def _take_back(connection: sa.Connection, messages: Sequence[dict[str, Any]]) ->
     connection.execute(
         sa.update(table)
         .where(table.c.id.in_([message["id"] for message in messages if message["target"] is None]))
-        .where(
-            sa.exists().where(recall.c.conversation == table.c.conversation, recall.c.target == table.c.seq)
-        )
+        .where(sa.exists().where(recall.c.conversation == table.c.conversation, recall.c.target == table.c.seq))
         .values(gone)
     )
 

@@ -180,9 +180,7 @@ class Conversations:
 
     async def hand_over(self, id: str, agent: str, epoch: int, now: int) -> int:
         """The shop has given the conversation to `agent` (empty: to nobody); the time of its last message."""
-        ts: int = await self._redis.script(
-            "conversation_handover", [prefix(partition(id))], [id, agent, epoch, now]
-        )
+        ts: int = await self._redis.script("conversation_handover", [prefix(partition(id))], [id, agent, epoch, now])
         if ts < 0 and await self._bring_back(id) is not None:
             ts = await self._redis.script("conversation_handover", [prefix(partition(id))], [id, agent, epoch, now])
         return ts
@@ -210,9 +208,7 @@ class Conversations:
 
     async def read(self, id: str, uid: str, seq: int) -> tuple[bool, int, str]:
         """Move what `uid` has read forward: whether it moved, where it is now, and the agent."""
-        moved, now_read, agent = await self._redis.script(
-            "conversation_read", [prefix(partition(id))], [id, uid, seq]
-        )
+        moved, now_read, agent = await self._redis.script("conversation_read", [prefix(partition(id))], [id, uid, seq])
         return bool(moved), now_read, agent.decode()
 
     async def agent_of(self, id: str) -> str:

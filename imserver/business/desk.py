@@ -83,9 +83,7 @@ class Desks:
     async def _settle_all(self, desk: Desk, moves: Sequence[Change]) -> None:
         for change in moves:
             if change.before and change.before != change.standing.agent:
-                place = Place(
-                    id=change.conversation, channel=desk.channel, shop=desk.shop, customer=change.customer
-                )
+                place = Place(id=change.conversation, channel=desk.channel, shop=desk.shop, customer=change.customer)
                 await self._lists.drop(place, change.before)
             await self._settle(desk, change.conversation)
 

@@ -61,9 +61,7 @@ class ModerationHook:
         try:
             opinion = await self._ask(question)
         except (Unreachable, _Unusable) as error:
-            log.warn(
-                "the word service failed ({policy}): {error}", policy=self._settings.on_failure, error=error
-            )
+            log.warn("the word service failed ({policy}): {error}", policy=self._settings.on_failure, error=error)
             if self._settings.on_failure == "closed":
                 raise HookFailed(str(error)) from error
             return Verdict(None, body)

@@ -87,9 +87,7 @@ def routes(settings: config.Config, shops: Shops, desks: Desks, words: Words, ke
         ]
         if not found:
             raise not_found(f"{uid} is no agent of any shop.")
-        agents = [
-            await _put(shops, desks, settings.assignment.capacity, desk.channel, uid, body) for desk in found
-        ]
+        agents = [await _put(shops, desks, settings.assignment.capacity, desk.channel, uid, body) for desk in found]
         return agents[0]
 
     async def entered(call: Call) -> Desk:

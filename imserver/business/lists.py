@@ -111,10 +111,7 @@ class Lists:
     async def _window(self, keys: Sequence[str], before: int | None, size: int) -> list[tuple[str, int]]:
         top = "+inf" if before is None else f"({before}"
         pages = await together(
-            [
-                self._redis.command("ZREVRANGEBYSCORE", key, top, "-inf", "WITHSCORES", "LIMIT", 0, size)
-                for key in keys
-            ]
+            [self._redis.command("ZREVRANGEBYSCORE", key, top, "-inf", "WITHSCORES", "LIMIT", 0, size) for key in keys]
         )
         rows = [
             (id.decode(), int(float(score))) for page in pages for id, score in zip(page[::2], page[1::2], strict=True)

@@ -159,12 +159,7 @@ class WordFilter:
                 ends.update(accumulate(map(len, spaced.encode().split(BREAK.encode()))))
             end: int = last_byte + 1
             first = end - pattern.size
-            if (
-                pattern.starts_word
-                and first
-                and first not in ends
-                and is_spaced(_letter_at(encoded, first - 1))
-            ):
+            if pattern.starts_word and first and first not in ends and is_spaced(_letter_at(encoded, first - 1)):
                 continue
             if end < len(encoded) and end not in ends:
                 following = _letter_at(encoded, end)

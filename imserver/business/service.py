@@ -58,6 +58,8 @@ class BusinessServer:
         self._reactor = reactor
         self._loops: list[Deferred[None]] = []
         self._stops: list[Callable[[], Any]] = []
+        self._sleeping: set[Deferred[None]] = set()
+        self._stopping = False
         self._journal = 0
 
     async def start(self) -> None:
@@ -97,9 +99,7 @@ class BusinessServer:
         desks = Desks(clock, conversations, shops, lists, outbox)
         words = Words(redis, clock)
         hook = ModerationHook(client, settings.moderation)
-        messages = Messages(
-            clock, settings, conversations, shops, desks, lists, history, outbox, words, hook
-        )
+        messages = Messages(clock, settings, conversations, shops, desks, lists, history, outbox, words, hook)
         threads = Threads(clock, conversations, shops, desks, lists, history, outbox, messages)
         archiver = Archiver(reactor, redis, archive, settings.business)
         metrics = self._metrics(archiver, outbox)
@@ -145,8 +145,10 @@ class BusinessServer:
         listening = [stop for stop in stops if self.port is not None and stop == self.port.stopListening]
         for stop in listening:
             await _awaited(stop())
-        for loop in self._loops:
-            loop.cancel()
+        self._stopping = True
+        for sleeping in list(self._sleeping):
+            sleeping.cancel()
+        for loop in self._loops:  # not cancelled: a Redis command that is cancelled takes its connection with it
             await loop
         for stop in reversed([stop for stop in stops if stop not in listening]):
             await _awaited(stop())
@@ -158,13 +160,12 @@ class BusinessServer:
             if archive.sqlite:
                 raise StartupError(f"[database] url cannot be used: {error}") from error
             log.warn("the database is away, its tables are looked at later: {error}", error=error)
-            self._loops.append(Deferred.fromCoroutine(self._migrate_later(archive, archiver)).addErrback(_cancelled))
+            self._loops.append(Deferred.fromCoroutine(self._migrate_later(archive, archiver)))
             return
         archiver.start()
 
     async def _migrate_later(self, archive: Database, archiver: Archiver) -> None:
-        while True:
-            await deferLater(self._reactor, self.settings.business.claim_after_s / 10)
+        while await self._sleep(self.settings.business.claim_after_s / 10):
             try:
                 await archive.migrate()
             except Unavailable:
@@ -174,18 +175,27 @@ class BusinessServer:
 
     def _every(self, name: str, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         async def run() -> None:
-            while True:
-                await deferLater(self._reactor, seconds)
+            while await self._sleep(seconds):
                 try:
                     await work()
                 except Unavailable as error:
                     log.info("{name} waits: {error}", name=name, error=error)
-                except CancelledError:
-                    raise
                 except Exception:
                     log.failure("{name} failed and goes on", name=name)
 
-        self._loops.append(Deferred.fromCoroutine(run()).addErrback(_cancelled))
+        self._loops.append(Deferred.fromCoroutine(run()))
+
+    async def _sleep(self, seconds: float) -> bool:
+        """Wait; false if the server is stopped meanwhile."""
+        sleeping: Deferred[None] = deferLater(self._reactor, seconds)
+        self._sleeping.add(sleeping)
+        try:
+            await sleeping
+        except CancelledError:
+            return False
+        finally:
+            self._sleeping.discard(sleeping)
+        return not self._stopping
 
     def _hear(self, event: dict[str, Any], desks: Desks) -> None:
         if event == RESUBSCRIBED:
@@ -195,9 +205,11 @@ class BusinessServer:
         else:
             return
         Deferred.fromCoroutine(work).addErrback(
-            lambda failure: log.info("left to the sweeper: {why}", why=failure.getErrorMessage())
-            if failure.check(Unavailable)
-            else log.failure("serving after an announcement failed", failure)
+            lambda failure: (
+                log.info("left to the sweeper: {why}", why=failure.getErrorMessage())
+                if failure.check(Unavailable)
+                else log.failure("serving after an announcement failed", failure)
+            )
         )
 
     def _metrics(self, archiver: Archiver, outbox: Outbox) -> Metrics:
@@ -214,10 +226,6 @@ class BusinessServer:
 def _unavailable(error: Unavailable) -> Problem:
     log.warn("refused: {error}", error=error)
     return unavailable()
-
-
-def _cancelled(failure: Any) -> None:
-    failure.trap(CancelledError)
 
 
 async def _awaited(result: Any) -> None:

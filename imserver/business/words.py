@@ -147,9 +147,7 @@ class Words:
             raise WordError(f"{word!r} has no letters or digits to look for")
         entry, version = Entry(word, action, self._now()), _version()
         async with self._lock:
-            before = await self._script(
-                _PUT, policy, version, letters, msgspec.json.encode(entry), self._words_max
-            )
+            before = await self._script(_PUT, policy, version, letters, msgspec.json.encode(entry), self._words_max)
             if before == -1:
                 raise TooManyWords(f"there are {self._words_max} words already, which is the limit")
             if (known := await self._known(policy, before, version)) is not None:
@@ -222,9 +220,7 @@ class Words:
     async def _load(self, policy: str, version: bytes) -> None:
         # read after the version: what changed in between is read again at the next refresh, never missed
         found = _pairs(await self._redis.command("HGETALL", _list_key(policy)))
-        self._policies[policy] = _Policy(
-            version, {letters: _entry(entry) for letters, entry in found.items()}
-        )
+        self._policies[policy] = _Policy(version, {letters: _entry(entry) for letters, entry in found.items()})
 
     async def _script(self, source: str, policy: str, *args: str | bytes | int) -> Any:
         return await self._redis.command("EVAL", source, 2, _list_key(policy), _VERSIONS, policy, *args)

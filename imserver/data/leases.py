@@ -27,7 +27,7 @@ class RedisLeases:
         self._ttl_ms = int(ttl_s * 1000)
 
     async def renew(self, lease: Lease) -> bool:
-        """Say that this worker lives; false if the lease had been lost (or is new). `LeaseTaken` if a later one has it."""
+        """Say that this worker lives; false if its lease was lost (or is new). `LeaseTaken` if a later one has it."""
         answer = await self._redis.script(
             "lease_renew",
             [_key(lease.id)],

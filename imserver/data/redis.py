@@ -59,6 +59,17 @@ class Address:
         return endpoints.HostnameEndpoint(reactor, self.host, self.port, timeout=timeout_s)
 
 
+class _Protocol(txredisapi.RedisProtocol):  # type: ignore[misc]
+    """txredisapi's protocol, with a command put together at a third of the cost."""
+
+    def _build_command(self, *args: Any, **kwargs: Any) -> bytes:
+        pieces = [b"*%d\r\n" % len(args)]
+        for arg in args:
+            value = arg if isinstance(arg, bytes) else self._encode_value(arg)
+            pieces.append(b"$%d\r\n%b\r\n" % (len(value), value))
+        return b"".join(pieces)
+
+
 class _Factory(protocol.Factory):
     """What txredisapi's protocol expects of its factory, with reconnecting left to ClientService."""
 
@@ -100,7 +111,7 @@ class _Link:
         address: Address,
         timeout_s: float,
         ready: Callable[[_Link], None] = lambda link: None,
-        kind: type[txredisapi.BaseRedisProtocol] = txredisapi.RedisProtocol,
+        kind: type[txredisapi.BaseRedisProtocol] = _Protocol,
     ) -> None:
         self.protocol: Any = None
         self._settling: Any = None
@@ -217,12 +228,21 @@ class Redis:
         return defer.DeferredList([link.stop() for link in links], consumeErrors=True)
 
     async def _usable(self) -> _Link:
-        await self._connected(lambda: any(link.protocol is not None for link in self._links))
+        link = self._any()
+        if link is None:
+            await self._connected(lambda: any(link.protocol is not None for link in self._links))
+            link = self._any()
+        if link is None:
+            raise Unavailable(f"not connected to Redis at {self.address.text}")
+        return link
+
+    def _any(self) -> _Link | None:
+        """The next connection in turn that there is."""
         for _ in self._links:
             self._next = (self._next + 1) % len(self._links)
             if self._links[self._next].protocol is not None:
                 return self._links[self._next]
-        raise Unavailable(f"not connected to Redis at {self.address.text}")
+        return None
 
     async def _connected(self, usable: Callable[[], bool]) -> None:
         deadline = self._reactor.seconds() + self.settings.command_timeout_s

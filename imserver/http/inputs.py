@@ -94,9 +94,7 @@ def read_query(query: bytes, kind: Any) -> Any:
     try:
         if _BROKEN_ESCAPE.search(query):
             raise ValueError("broken escape")
-        pairs = parse_qsl(
-            query.decode(), keep_blank_values=True, errors="strict", max_num_fields=100, separator="&"
-        )
+        pairs = parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=100, separator="&")
     except ValueError:
         raise bad_query("The query cannot be read: it has to be URL-encoded UTF-8.") from None
     try:

@@ -64,9 +64,7 @@ def document(routes: Sequence[Route], *, title: str, version: str, description: 
             "schemas": schemas.components,
             "responses": {_problem_name(status): _problem(status, schemas) for status in used},
             "securitySchemes": {
-                name: scheme
-                for name, scheme in _SCHEMES.items()
-                if any(name in _schemes(route) for route in shown)
+                name: scheme for name, scheme in _SCHEMES.items() if any(name in _schemes(route) for route in shown)
             },
         },
     }
@@ -116,9 +114,7 @@ def _describe_raw(info: msgspec.inspect.Type, schema: dict[str, Any]) -> None:
             for one in schema["anyOf"]:
                 if not one:
                     one["type"] = "object"
-        case msgspec.inspect.UnionType() if any(
-            isinstance(one, msgspec.inspect.RawType) for one in info.types
-        ):
+        case msgspec.inspect.UnionType() if any(isinstance(one, msgspec.inspect.RawType) for one in info.types):
             schema.setdefault("type", "object")
 
 
@@ -187,10 +183,7 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
         operation["requestBody"] = {"required": required, "content": content}
     operation["responses"] = {
         str(route.status): _answer(route, schemas),
-        **{
-            str(status): {"$ref": f"#/components/responses/{_problem_name(status)}"}
-            for status in _statuses(route)
-        },
+        **{str(status): {"$ref": f"#/components/responses/{_problem_name(status)}"} for status in _statuses(route)},
     }
     return operation
 

@@ -139,9 +139,7 @@ def unavailable(
     parts: dict[str, str] | None = None,
 ) -> Problem:
     """503: a part it needs is away; `retry_after_s` in seconds."""
-    return Problem(
-        503, "unavailable", detail, headers={"Retry-After": str(max(1, retry_after_s))}, parts=parts
-    )
+    return Problem(503, "unavailable", detail, headers={"Retry-After": str(max(1, retry_after_s))}, parts=parts)
 
 
 def internal() -> Problem:

@@ -97,9 +97,7 @@ class Route:
         if not self.path.startswith("/"):
             raise ValueError(f"{self.method} {self.path}: the path has to start with /")
         if unknown := set(self.parameters) - set(self.names):
-            raise ValueError(
-                f"{self.method} {self.path}: no such parameter in the path: {', '.join(sorted(unknown))}"
-            )
+            raise ValueError(f"{self.method} {self.path}: no such parameter in the path: {', '.join(sorted(unknown))}")
 
     @property
     def names(self) -> list[str]:
@@ -162,9 +160,7 @@ class Table:
                 raise ValueError(f"{route.method} {route.path} is there twice")
             place.routes[route.method] = route
         self._by_length: dict[int, list[_Place]] = {}
-        for place in sorted(
-            places.values(), key=lambda place: [part.startswith("{") for part in place.parts]
-        ):
+        for place in sorted(places.values(), key=lambda place: [part.startswith("{") for part in place.parts]):
             self._by_length.setdefault(len(place.parts), []).append(place)
 
     def find(self, path: str) -> Match:

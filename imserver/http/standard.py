@@ -110,9 +110,7 @@ def with_standard(
         ),
         *(_page(path, name, media) for path, (name, media) in _FILES.items()),
     ]
-    document = msgspec.json.encode(
-        openapi.document(everything, title=title, version=version, description=description)
-    )
+    document = msgspec.json.encode(openapi.document(everything, title=title, version=version, description=description))
     return everything
 
 

@@ -149,9 +149,7 @@ def _observer(line: Callable[[LogEvent], str], environ: Mapping[str, str]) -> IL
         if not days.isdecimal() or int(days) < 1:
             refuse(f"IM_LOG_DAYS: {days} is not a number of days; use 1 or more")
         try:
-            output = cast(
-                IO[Any], open_daily(directory, environ.get("IM_LOG_NAME", "imserver.log"), int(days))
-            )
+            output = cast(IO[Any], open_daily(directory, environ.get("IM_LOG_NAME", "imserver.log"), int(days)))
         except OSError as error:
             refuse(f"IM_LOG_DIR: cannot write a log in {directory}: {reason_of(error)}")
     return FilteringLogObserver(FileLogObserver(output, line), [threshold])

@@ -233,9 +233,7 @@ def _leave() -> None:
 # -- Steps of a start ----------------------------------------------------------------------------------------
 
 
-async def listen(
-    reactor: Any, description: str, factory: IProtocolFactory, *, setting: str
-) -> IListeningPort:
+async def listen(reactor: Any, description: str, factory: IProtocolFactory, *, setting: str) -> IListeningPort:
     """Listen at an endpoint string, such as ``tcp:8081:interface=127.0.0.1``.
 
     ``setting`` is the key that says it, such as ``[worker] listen``: the ``StartupError`` names it.

@@ -162,7 +162,7 @@ class Delivery:
         return self.behind(FAR)
 
     def acknowledged(self, cursor: str) -> tuple[str, list[Action]]:
-        """A cumulative acknowledgement: the cursor that holds (never past what was sent), and what there is room for."""
+        """A cumulative acknowledgement: the cursor that holds, never past what was sent, and what there is room for."""
         if position(cursor) > position(self._sent):
             cursor = self._sent
         flight = self._in_flight

@@ -114,9 +114,7 @@ class ShopCase(TestCase):
         pool = HTTPConnectionPool(reactor)
         self.addCleanup(pool.closeCachedConnections)
         self.http = treq.client.HTTPClient(Agent(reactor, pool=pool))
-        self.lease = Lease(
-            id="w", incarnation="w.1", url="", http="", rpc="", host="", version="", since_ts=1
-        )
+        self.lease = Lease(id="w", incarnation="w.1", url="", http="", rpc="", host="", version="", since_ts=1)
         await RedisLeases(self.redis, 60).renew(self.lease)
         self.connections = RedisConnections(self.redis)
 
@@ -209,5 +207,3 @@ class ShopCase(TestCase):
             return True
 
         await self.until(empty)
-
-

@@ -191,9 +191,7 @@ class VerdictTests(TestCase):
     def test_keys_are_not_looked_at(self) -> None:
         """Values only; a string before a colon is a key, wherever the colon stands."""
         body = b'{"bad":1,"odd" : {"worst"\n:"fine"},"x":["good","bad:"]}'
-        self.assertEqual(
-            self.filter.moderate(body), Verdict("mask", body.replace(b'"bad:"', b'"***:"'), ("bad",))
-        )
+        self.assertEqual(self.filter.moderate(body), Verdict("mask", body.replace(b'"bad:"', b'"***:"'), ("bad",)))
 
     def test_strings_are_not_joined(self) -> None:
         """A word spread over two strings is none."""
@@ -218,9 +216,7 @@ class VerdictTests(TestCase):
             Verdict("mask", b'{"t":"an odd *** thing"}', ("odd", "bad"), ("odd",)),
         )
         body = b'{"t":"the worst bad odd odd one"}'
-        self.assertEqual(
-            self.filter.moderate(body), Verdict("block", body, ("worst", "bad", "odd"), ("odd",))
-        )
+        self.assertEqual(self.filter.moderate(body), Verdict("block", body, ("worst", "bad", "odd"), ("odd",)))
         self.assertEqual(self.filter.moderate(b'{"t":"odd"}').action, "flag")
 
     def test_masks_cover_the_union(self) -> None:
@@ -247,9 +243,7 @@ class PropertyTests(TestCase):
         hits = WordFilter(dict.fromkeys(words, "mask")).check(text)
         result = masked(words, text)
         covered = {at for hit in hits for at in range(hit.start, hit.end)}
-        self.assertEqual(
-            result, "".join("*" if at in covered else character for at, character in enumerate(text))
-        )
+        self.assertEqual(result, "".join("*" if at in covered else character for at, character in enumerate(text)))
         for hit in WordFilter(dict.fromkeys(words, "mask")).check(result):
             self.assertNotIn("*", (result[hit.start], result[hit.end - 1]))
 

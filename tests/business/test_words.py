@@ -156,9 +156,7 @@ class FilterTests(WordsTestCase):
         stored = {entry.word for entry in await self.here.list("demo")}
         for words in (self.here, self.there):
             await words.refresh()
-            self.assertEqual(
-                {word for word, _ in self.hits(words, " ".join(f"word{n}" for n in range(20)))}, stored
-            )
+            self.assertEqual({word for word, _ in self.hits(words, " ".join(f"word{n}" for n in range(20)))}, stored)
 
     async def test_redis_away(self) -> None:
         """The list as it is known goes on working, the calls say what is wrong, and nothing stays locked."""

@@ -153,9 +153,7 @@ class Sample:
             results: list[Any] = []
             for index, raw in enumerate(raws):
                 try:
-                    results.append(
-                        read_json(raw, Push, prefix=f"messages[{index}]", checked=call.lines is None).to
-                    )
+                    results.append(read_json(raw, Push, prefix=f"messages[{index}]", checked=call.lines is None).to)
                 except problems.Problem as problem:
                     results.append({"error": problem.document()})
             return Results(results)

@@ -60,9 +60,7 @@ class Calls(TestCase):
         """202 with what the function gave, never cached, never sniffed, without a version."""
         answer = await self.push(GOOD)
         self.assertEqual(answer.status, 202)
-        self.assertEqual(
-            ujson.loads(answer.body)["what"], {"to": "u1", "body": {"a": 1}, "identity": "channel"}
-        )
+        self.assertEqual(ujson.loads(answer.body)["what"], {"to": "u1", "body": {"a": 1}, "identity": "channel"})
         self.assertEqual(answer.headers["content-type"], "application/json")
         self.assertEqual(answer.headers["cache-control"], "no-store")
         self.assertEqual(answer.headers["x-content-type-options"], "nosniff")
@@ -156,9 +154,7 @@ class Calls(TestCase):
         """405 with Allow; HEAD is GET without the body."""
         answer = await self.call("PUT", "/v1/users/u1")
         self.check(answer, 405, "not_allowed", headers={"allow": "GET, HEAD, DELETE, OPTIONS"})
-        self.check(
-            await self.call("BREW", "/v1/push"), 405, "not_allowed", headers={"allow": "POST, OPTIONS"}
-        )
+        self.check(await self.call("BREW", "/v1/push"), 405, "not_allowed", headers={"allow": "POST, OPTIONS"})
         self.check(await self.call("PUT", "/nowhere"), 404, "not_found")
         answer = await self.call("HEAD", "/v1/users/u1")
         self.assertEqual((answer.status, answer.body, answer.headers["content-length"]), (200, b"", "13"))
@@ -202,9 +198,7 @@ class Calls(TestCase):
         """One bad message stops no other, in JSON as in NDJSON."""
         answer = await self.push(b'{"messages":[%s,{"to":1},%s]}' % (GOOD, GOOD), "/v1/push/batch")
         results = ujson.loads(answer.body)["results"]
-        self.assertEqual(
-            (results[0], results[1]["error"]["field"], results[2]), ("u1", "messages[1].to", "u1")
-        )
+        self.assertEqual((results[0], results[1]["error"]["field"], results[2]), ("u1", "messages[1].to", "u1"))
         lines = GOOD + b"\r\n\n{\n" + GOOD.replace(b"text", b"\xff") + b"\n" + GOOD
         answer = await self.push(lines, "/v1/push/batch", headers={"Content-Type": "application/x-ndjson"})
         results = ujson.loads(answer.body)["results"]
@@ -268,9 +262,7 @@ class Origins(Calls):
         self.assertEqual(answer.status, 204)
         self.assertEqual(answer.headers["access-control-allow-origin"], "https://shop.example")
         self.assertEqual(answer.headers["access-control-allow-methods"], "POST, OPTIONS")
-        self.assertEqual(
-            answer.headers["access-control-allow-headers"], "Authorization, Content-Type, Last-Event-ID"
-        )
+        self.assertEqual(answer.headers["access-control-allow-headers"], "Authorization, Content-Type, Last-Event-ID")
         answer = await self.call("OPTIONS", "/v1/push", headers={**asked, "Origin": "https://evil.example"})
         self.assertEqual(answer.status, 204)
         self.assertNotIn("access-control-allow-methods", answer.headers)

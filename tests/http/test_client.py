@@ -113,9 +113,7 @@ class Clients(TestCase):
         """Not without being asked: the answer is what came, or Unreachable."""
         client = self.client(BUSY, None)
         self.assertEqual((await client.call("POST", self.url, body=b"{}")).status, 503)
-        await self.assertFailure(
-            Deferred.fromCoroutine(client.call("POST", self.url, body=b"{}")), Unreachable
-        )
+        await self.assertFailure(Deferred.fromCoroutine(client.call("POST", self.url, body=b"{}")), Unreachable)
 
     async def test_retries_end(self) -> None:
         """When all retries are used up, the last answer counts."""

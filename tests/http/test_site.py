@@ -19,9 +19,7 @@ from imserver.http.routes import Call, Route
 from imserver.http.site import LINGER_S, Site
 from tests.http.sample import Options, Sample, Wire, connect
 
-HEAD = (
-    b"POST /v1/push HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\nContent-Type: application/json\r\n"
-)
+HEAD = b"POST /v1/push HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\nContent-Type: application/json\r\n"
 MIB = 1024 * 1024
 
 

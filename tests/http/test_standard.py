@@ -91,41 +91,29 @@ class Standard(TestCase):
         OpenAPIV31SpecValidator(document).validate()
         self.assertEqual(document["info"], {"title": "Sample", "version": "1"})
         shown = {(route.path, route.method.lower()) for route in self.sample.routes if not route.hidden}
-        self.assertEqual(
-            {(path, method) for path, place in document["paths"].items() for method in place}, shown
-        )
+        self.assertEqual({(path, method) for path, place in document["paths"].items() for method in place}, shown)
         push = document["paths"]["/v1/push"]["post"]
         self.assertEqual(push["security"], [{"key": []}])
         self.assertEqual(
             push["requestBody"]["content"]["application/json"]["schema"],
             {"$ref": "#/components/schemas/Push"},
         )
-        self.assertEqual(
-            sorted(push["responses"]), ["202", "400", "401", "403", "413", "415", "422", "429", "503"]
-        )
+        self.assertEqual(sorted(push["responses"]), ["202", "400", "401", "403", "413", "415", "422", "429", "503"])
         schema = document["components"]["schemas"]["Push"]
         self.assertEqual(schema["properties"]["body"], {"type": "object"})
-        self.assertEqual(
-            (schema["additionalProperties"], schema["required"]), (False, ["to", "type", "body"])
-        )
+        self.assertEqual((schema["additionalProperties"], schema["required"]), (False, ["to", "type", "body"]))
         batch = document["paths"]["/v1/push/batch"]["post"]
         self.assertEqual(batch["security"], [{"key": []}, {"token": []}])
         self.assertIn("application/x-ndjson", batch["requestBody"]["content"])
         parameters = document["paths"]["/v1/page"]["get"]["parameters"]
         self.assertEqual([one["name"] for one in parameters], ["limit", "wait_s", "state"])
-        self.assertEqual(
-            parameters[0]["schema"], {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}
-        )
-        self.assertEqual(
-            document["paths"]["/v1/ack"]["post"]["responses"]["204"], {"description": "No Content"}
-        )
+        self.assertEqual(parameters[0]["schema"], {"type": "integer", "minimum": 1, "maximum": 200, "default": 50})
+        self.assertEqual(document["paths"]["/v1/ack"]["post"]["responses"]["204"], {"description": "No Content"})
         self.assertEqual(document["paths"]["/healthz"]["get"]["security"], [])
 
     def test_deterministic(self) -> None:
         """The same routes give the same document."""
-        one, other = (
-            ujson.dumps(openapi.document(self.sample.routes, title="Sample", version="1")) for _ in range(2)
-        )
+        one, other = (ujson.dumps(openapi.document(self.sample.routes, title="Sample", version="1")) for _ in range(2))
         self.assertEqual(one, other)
 
     async def test_page(self) -> None:

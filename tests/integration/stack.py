@@ -1,4 +1,4 @@
-"""One running demo for the tests of a process: real twistd processes, a real Valkey, started with the public command."""
+"""One running demo for the tests of a process: real twistd processes, a real Valkey, the public command."""
 
 from __future__ import annotations
 

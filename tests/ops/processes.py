@@ -83,9 +83,7 @@ def start_process(
     """
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("IM_", "PYTHON"))}
     process = Process()
-    transport = reactor.spawnProcess(
-        process, arguments[0], arguments, env=inherited | (environ or {}), path=directory
-    )
+    transport = reactor.spawnProcess(process, arguments[0], arguments, env=inherited | (environ or {}), path=directory)
 
     async def end() -> None:
         if process.code is None:

@@ -110,17 +110,13 @@ class ServeTests(TestCase):
         """A port that is in use, when whoever listens does not say so better, becomes the line too."""
         self.begin()
         self.steps.going.errback(CannotListenError("", 8081, OSError(98, "Address already in use")))
-        self.assertEqual(
-            self.steps.events[1:], ["im-test: cannot listen on port 8081: address already in use"]
-        )
+        self.assertEqual(self.steps.events[1:], ["im-test: cannot listen on port 8081: address already in use"])
 
     def test_unexpected(self) -> None:
         """Anything else is a line as well, and its traceback is logged."""
         self.begin()
         self.steps.going.errback(ZeroDivisionError("oh"))
-        self.assertEqual(
-            self.steps.events[1:], ["im-test: unexpected ZeroDivisionError: oh (the log has the details)"]
-        )
+        self.assertEqual(self.steps.events[1:], ["im-test: unexpected ZeroDivisionError: oh (the log has the details)"])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_failing_stop(self) -> None:
@@ -183,9 +179,7 @@ class InsistTests(TestCase):
 
     def begin(self) -> Deferred[str]:
         """Insist for 30 seconds."""
-        return Deferred.fromCoroutine(
-            insist(self.clock, self.attempt, wait_s=30, what="Redis", errors=(OSError,))
-        )
+        return Deferred.fromCoroutine(insist(self.clock, self.attempt, wait_s=30, what="Redis", errors=(OSError,)))
 
     def test_success(self) -> None:
         """The first attempt that succeeds gives the result."""
@@ -345,9 +339,7 @@ class ProcessTests(TestCase):
             where = f"tcp:{other.getsockname()[1]}:interface=127.0.0.1"
             process = self.start("--behave", f"listen={where}")
             line = await self.refused(process)
-        self.assertEqual(
-            line, f"cannot listen on {where}: address already in use; choose another [test] listen"
-        )
+        self.assertEqual(line, f"cannot listen on {where}: address already in use; choose another [test] listen")
 
     async def test_configuration(self) -> None:
         """All mistakes of a configuration, the environment's too, are in one line."""

@@ -48,9 +48,7 @@ class InstalledTests(TestCase):
         for name in SOURCES:
             source = Path(ROOT, name)
             if source.is_dir():
-                shutil.copytree(
-                    source, copy / name, ignore=shutil.ignore_patterns("__pycache__", "dropin.cache")
-                )
+                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__", "dropin.cache"))
             else:
                 shutil.copy(source, copy)
         await self.run_to_end(

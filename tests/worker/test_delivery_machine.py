@@ -1,7 +1,8 @@
 """Whatever happens on the way, every device gets every message, in order, without a hole.
 
-Hypothesis plays dispatchers whose pushes are late, in any order, twice or lost (then the mailbox gives a hint), an inbox
-that answers late or not at all, time, and clients that acknowledge as they like, go away, come back and stop reading.
+Hypothesis plays dispatchers whose pushes are late, in any order, twice or lost (then the mailbox gives a hint), an
+inbox that answers late or not at all, time, and clients that acknowledge as they like, go away, come back and stop
+reading.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from typing import Any
 import ujson
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from msgspec import Raw
 from twisted.internet import task
 from twisted.trial.unittest import SynchronousTestCase
@@ -88,7 +96,10 @@ class DeliveryMachine(RuleBasedStateMachine):
     def configure(self, unacked_max: int) -> None:
         """A window, small or large."""
         self.unacked_max = unacked_max
-        self.rules = rules(delivery={"unacked_max": unacked_max}, connection={"write_budget": BUDGET})
+        self.rules = rules(  # nothing leaves the inbox, nobody talks too much: other tests are about that
+            delivery={"unacked_max": unacked_max, "inbox_length": 1_000_000},
+            connection={"write_budget": BUDGET, "frames_burst": 1_000_000},
+        )
         self.inboxes = MemoryInboxes(self.clock, self.rules.delivery, MemoryConnections())
 
     # -- senders and dispatchers -------------------------------------------------------------------------------
@@ -394,7 +405,7 @@ class MachineTests(SynchronousTestCase):
         run_state_machine_as_test(
             DeliveryMachine,
             settings=settings(
-                max_examples=100,
+                max_examples=40,
                 stateful_step_count=50,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

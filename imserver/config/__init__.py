@@ -1,0 +1,52 @@
+"""The configuration: one typed tree, read once from a TOML file and the environment.
+
+`load` gives a `Config` or raises `ConfigError`, which names every mistake at once, each with its key and what would
+do.  The environment overrides the file: ``IM_REDIS__URL`` sets ``[redis] url``.  There are no default secrets: what
+has to be secret has no default, and its absence is a mistake.
+"""
+
+from imserver.config.reading import PREFIX, ConfigError, load, parse, read
+from imserver.config.template import default_toml
+from imserver.config.tree import (
+    Assignment,
+    Business,
+    Channel,
+    Cluster,
+    Config,
+    Connection,
+    Database,
+    Delivery,
+    Dispatcher,
+    Key,
+    Messages,
+    Moderation,
+    Redis,
+    Suspension,
+    Tokens,
+    Worker,
+)
+
+__all__ = [
+    "PREFIX",
+    "Assignment",
+    "Business",
+    "Channel",
+    "Cluster",
+    "Config",
+    "ConfigError",
+    "Connection",
+    "Database",
+    "Delivery",
+    "Dispatcher",
+    "Key",
+    "Messages",
+    "Moderation",
+    "Redis",
+    "Suspension",
+    "Tokens",
+    "Worker",
+    "default_toml",
+    "load",
+    "parse",
+    "read",
+]

@@ -1,0 +1,1 @@
+"""The proof of delivery: real servers, real faults, and a checker that looks for violations."""
