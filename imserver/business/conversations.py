@@ -147,6 +147,11 @@ class Conversations:
         earlier = await self._redis.command("SET", key, queue, "NX", "GET", "EX", self._cid_ttl_s)
         return queue if earlier is None else earlier.decode()
 
+    async def claimed(self, message_id: str) -> str | None:
+        """Where a message with a cid went."""
+        found = await self._redis.command("GET", f"im:{{m:{message_id}}}")
+        return None if found is None else found.decode()
+
     async def reclaim(self, message_id: str, queue: str) -> None:
         """The earlier one was never accepted: it goes here now."""
         await self._redis.command("SET", f"im:{{m:{message_id}}}", queue, "EX", self._cid_ttl_s)

@@ -21,6 +21,7 @@ from imserver.business.desk import Desks
 from imserver.business.history import History
 from imserver.business.hook import ModerationHook
 from imserver.business.lists import Lists
+from imserver.business.lookup import Lookup
 from imserver.business.messages import Messages
 from imserver.business.outbox import Outbox
 from imserver.business.presence import MERCHANT, Presence
@@ -122,6 +123,7 @@ class BusinessServer:
                 [
                     *http.routes(messages, threads, kept),
                     *http_shops.routes(settings, shops, desks, words, kept),
+                    *Lookup(archive, conversations).routes(),
                 ],
                 title=TITLE,
                 version=imserver.__version__,

@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType, field
 from imserver.data.bans import Kind
 from imserver.data.journal import JournalEntry
 from imserver.http.problems import ProblemDocument
+from imserver.ops.trail import Event
 from imserver.protocol.deliveries import Delivery, Only
 from imserver.protocol.syntax import (
     Cid,
@@ -277,3 +278,16 @@ class TokenAnswer(_Out):
 
     token: str
     exp: int
+
+
+class Step(msgspec.Struct):
+    """What one server did with a message."""
+
+    server: str
+    event: Event
+
+
+class TrailAnswer(msgspec.Struct):
+    """Oldest first."""
+
+    trail: list[Step]

@@ -15,6 +15,8 @@ from imserver.dispatcher.calls import (
     KickQuery,
     Presence,
     PresenceQuestion,
+    Step,
+    TrailAnswer,
     UserAnswer,
     WorkersAnswer,
     WorkerShown,
@@ -22,7 +24,7 @@ from imserver.dispatcher.calls import (
 from imserver.http.problems import unavailable
 from imserver.http.routes import Call, Route
 from imserver.protocol.codes import KICKED
-from imserver.protocol.syntax import Conn, Uid
+from imserver.protocol.syntax import Conn, MessageId, Uid
 from imserver.routing.router import Router
 
 REASON_BYTES = 123
@@ -48,6 +50,16 @@ class Whereabouts:
             "answer": Closed,
         }
         return [
+            Route(
+                method="GET",
+                path="/v1/messages/{id}/trail",
+                function=self.trail,
+                summary="Where a message has been lately, as far as the live servers remember",
+                tag="users",
+                auth="key",
+                parameters={"id": MessageId},
+                answer=TrailAnswer,
+            ),
             Route(
                 method="GET",
                 path="/v1/users/{uid}",
@@ -102,6 +114,11 @@ class Whereabouts:
                 answer=WorkersAnswer,
             ),
         ]
+
+    async def trail(self, call: Call) -> TrailAnswer:
+        """`GET /v1/messages/{id}/trail`: for `imctl trace`; bounded by what each server keeps."""
+        events = await self._router.trail(call.path["id"], call.identity)
+        return TrailAnswer([Step(server, event) for server, event in events])
 
     async def user(self, call: Call) -> UserAnswer:
         """`GET /v1/users/{uid}`; one never seen is offline with an empty inbox."""

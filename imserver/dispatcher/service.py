@@ -24,6 +24,7 @@ from imserver.dispatcher.http import DispatcherApi, Parts
 from imserver.http.site import Site
 from imserver.ops.metrics import Metrics
 from imserver.ops.startup import insist, listen
+from imserver.ops.trail import Trail
 from imserver.routing.router import Router
 from imserver.routing.workers import FRESH_S, Workers
 from imserver.rpc.peers import PerspectivePeers
@@ -85,6 +86,7 @@ class Dispatcher:
                     self._peers,
                     RedisMailboxes(redis),
                     lambda strategy: pushes.labels(strategy).inc(),
+                    Trail(reactor),
                 ),
                 inboxes=inboxes,
                 bans=RedisBans(redis, settings.suspension),

@@ -17,6 +17,7 @@ ChannelName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,32}" + _END, descriptio
 Shop = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,64}" + _END, description="a seller")]
 Cid = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,64}" + _END, description="the sender's own id of a message")]
 ConversationId = Annotated[str, Meta(pattern=r"^[a-z0-9]{1,64}" + _END, description="a conversation")]
+MessageId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}" + _END, description="a message")]
 MessageType = Annotated[str, Meta(pattern=r"^[a-z0-9_-]{1,32}" + _END, description="what the body is")]
 Conn = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,160}" + _END, description="a connection")]
 Cursor = Annotated[str, Meta(pattern=r"^[0-9]{1,20}-[0-9]{1,20}" + _END, description="a position in an inbox")]

@@ -8,7 +8,7 @@ inbox, from which the worker reads when it sees a gap and the client when it res
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 from twisted.internet import defer
@@ -16,11 +16,13 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from imserver.data.interface import ConnectionRecord, Connections, Inboxes, Lease, Unavailable
+from imserver.ops.trail import Event, Trail
 from imserver.protocol.deliveries import Delivery, encode_head
 from imserver.routing.workers import Workers
 from imserver.rpc.interface import Peer, Peers, Pushed, RpcError
 
 log = Logger()
+Answer = TypeVar("Answer")
 
 
 class Mailboxes(Protocol):
@@ -51,12 +53,14 @@ class Router:
         peers: Peers,
         mailboxes: Mailboxes,
         count: Callable[[str], None] = lambda strategy: None,
+        trail: Trail | None = None,
     ) -> None:
         self._inboxes = inboxes
         self._connections = connections
         self._peers = peers
         self._mailboxes = mailboxes
         self._count = count
+        self._trail = trail
         self.workers = workers
 
     async def deliver(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
@@ -87,7 +91,10 @@ class Router:
         pushed = Pushed(
             delivery.to, delivery.op, cursor, prev, encode_head(delivery.head), bytes(delivery.frame).lstrip()[1:]
         )
-        return Outcome(delivery.to, cursor or None, duplicate, await self._push(pushed, records))
+        reached = await self._push(pushed, records)
+        if self._trail is not None and delivery.op == "message":
+            self._trail.stored(delivery.id, delivery.to, cursor, duplicate, reached)
+        return Outcome(delivery.to, cursor or None, duplicate, reached)
 
     async def _push(self, pushed: Pushed, records: Sequence[ConnectionRecord]) -> int:
         if not records:
@@ -144,6 +151,16 @@ class Router:
         counts = await self._ask_all(lambda peer: peer.broadcast(role, platform, head, tail))
         return len(counts), sum(counts)
 
+    async def trail(self, id: str, channel: str) -> list[tuple[str, Event]]:
+        """What every server that can be asked did with a message lately: (its name, what)."""
+        found = [("dispatcher", event) for event in (self._trail.of(id, channel) if self._trail is not None else ())]
+        leases = self.workers.all()
+        for lease, events in zip(
+            leases, await self._answers(lambda peer: peer.trail(id, channel), leases), strict=True
+        ):
+            found += [(lease.id, event) for event in events or ()]
+        return sorted(found, key=lambda named: named[1].ts)
+
     async def close(self, uid: str, conn: str | None, channels: Sequence[str], code: int, reason: str) -> int:
         """Close a uid's connections (or one) that have one of these channels; how many."""
         (records,) = await self.locate([uid])
@@ -157,7 +174,13 @@ class Router:
         return sum(await self._ask_all(lambda peer: peer.sever(kind, value, channels, code, reason)))
 
     async def _ask_all(self, call: Callable[[Peer], Awaitable[int]], leases: list[Lease] | None = None) -> list[int]:
-        async def ask(lease: Lease) -> int | None:
+        answers = await self._answers(call, self.workers.all() if leases is None else leases)
+        return [answer for answer in answers if answer is not None]
+
+    async def _answers(self, call: Callable[[Peer], Awaitable[Answer]], leases: Sequence[Lease]) -> list[Answer | None]:
+        """What each worker answers, None for one that does not."""
+
+        async def ask(lease: Lease) -> Answer | None:
             for _ in range(2):
                 try:
                     return await call(self._peers.peer(lease.rpc))
@@ -165,12 +188,13 @@ class Router:
                     log.info("{worker}: {why}", worker=lease.id, why=str(error))
             return None
 
-        answers = await _all([ask(lease) for lease in (self.workers.all() if leases is None else leases)])
-        return [answer for answer in answers if answer is not None]
+        return await _all([ask(lease) for lease in leases])
 
 
 async def _all(calls: list) -> list:  # type: ignore[type-arg]
     """Run coroutines side by side; the first exception, once all have ended."""
+    if len(calls) == 1:
+        return [await calls[0]]
     results = await defer.DeferredList([Deferred.fromCoroutine(call) for call in calls], consumeErrors=True)
     for succeeded, value in results:
         if not succeeded:

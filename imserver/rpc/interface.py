@@ -7,6 +7,8 @@ from typing import Protocol
 
 import msgspec
 
+from imserver.ops.trail import Event
+
 
 class RpcError(Exception):
     """The worker did not do it, or it is not known whether it did. Every call may be repeated without harm."""
@@ -42,6 +44,9 @@ class Receiver(Protocol):
     def sever(self, kind: str, value: str, channels: Sequence[str], code: int, reason: str) -> int:
         """Close every connection of this `uid` or `ip` that has one of these channels; their number."""
 
+    def trail(self, id: str, channel: str) -> list[Event]:
+        """What it did with a message lately."""
+
 
 class Peer(Protocol):
     """The way to one worker. Each call has a deadline and raises `RpcError`."""
@@ -57,6 +62,9 @@ class Peer(Protocol):
 
     async def sever(self, kind: str, value: str, channels: Sequence[str], code: int, reason: str) -> int:
         """`Receiver.sever`."""
+
+    async def trail(self, id: str, channel: str) -> list[Event]:
+        """`Receiver.trail`."""
 
 
 class Peers(Protocol):

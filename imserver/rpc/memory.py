@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from imserver.ops.trail import Event
 from imserver.rpc.interface import Peer, Pushed, Receiver, RpcError
 
 
@@ -28,6 +29,10 @@ class LocalPeer:
     async def sever(self, kind: str, value: str, channels: Sequence[str], code: int, reason: str) -> int:
         """Close a uid's or an address's connections."""
         return self._receiver.sever(kind, value, channels, code, reason)
+
+    async def trail(self, id: str, channel: str) -> list[Event]:
+        """What it did with a message lately."""
+        return self._receiver.trail(id, channel)
 
 
 class MemoryPeers:

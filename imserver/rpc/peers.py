@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 from twisted.application.internet import ClientService, backoffPolicy
 from twisted.cred.credentials import UsernamePassword
 from twisted.internet import defer, endpoints
@@ -19,13 +20,16 @@ from twisted.python.failure import Failure
 from twisted.spread import pb
 
 from imserver import config
+from imserver.ops.trail import Event
 from imserver.rpc.interface import Peer, Pushed, Receiver, RpcError
 from imserver.rpc.memory import LocalPeer
 from imserver.rpc.server import LOGIN, basic_types, packed
 
 log = Logger()
 _BATCH_ITEMS = 2000  # Perspective Broker's list limit is far above; an answer of so many counts is small
-_IN_FLIGHT_CALLS = 32
+_IN_FLIGHT_CALLS = 2
+"""One call being answered, one on its way: what comes meanwhile goes together as the next. With many calls at a time
+each carried one frame or two, and a call costs as much as 20 frames in one."""
 
 
 class _LoginFactory(pb.PBClientFactory):
@@ -125,6 +129,10 @@ class PerspectivePeer:
     async def sever(self, kind: str, value: str, channels: Sequence[str], code: int, reason: str) -> int:
         """`Receiver.sever`."""
         return int(await self._call("sever", kind, value, list(channels), code, reason))
+
+    async def trail(self, id: str, channel: str) -> list[Event]:
+        """`Receiver.trail`."""
+        return msgspec.json.decode(await self._call("trail", id, channel), type=list[Event])
 
     def _flush_soon(self) -> None:
         if self._flush_due is None and self._queue and self._calls < _IN_FLIGHT_CALLS:

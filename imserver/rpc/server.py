@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from twisted.cred import checkers, portal
 from twisted.internet import defer
 from twisted.logger import Logger
@@ -19,6 +20,8 @@ from imserver.rpc.interface import Pushed, Receiver
 
 log = Logger()
 LOGIN = b"cluster"
+TRAIL_MAX = 500
+"""Events of one message that one server tells: well below the limit of a string in Perspective Broker."""
 
 
 def basic_types() -> jelly.SecurityOptions:
@@ -46,6 +49,9 @@ class _Avatar(pb.Avatar):
 
     def perspective_sever(self, kind: str, value: str, channels: list[str], code: int, reason: str) -> int:
         return _answered(lambda: self._receiver.sever(kind, value, channels, code, reason))
+
+    def perspective_trail(self, id: str, channel: str) -> bytes:
+        return bytes(_answered(lambda: msgspec.json.encode(self._receiver.trail(id, channel)[:TRAIL_MAX])))
 
     def perspective_ping(self) -> str:
         return "pong"

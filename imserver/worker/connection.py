@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from imserver.data.interface import ConnectionRecord, Entry, Inboxes, Unavailable
+from imserver.ops.trail import Trail
 from imserver.protocol import codes, frames
 from imserver.protocol.deliveries import Head
 from imserver.worker.acknowledgements import Acknowledgements
@@ -72,6 +73,7 @@ class Surroundings:
     registration: Registration
     acknowledgements: Acknowledgements
     uplink: Uplink
+    trail: Trail
     closing: Callable[[int], None]
 
 
@@ -92,6 +94,11 @@ class Connection:
         self.session = Session(near.rules, conn, now)
         self.wheel_tick = 0
         near.wheel.schedule(self, self.session.deadline())
+
+    @property
+    def _uid(self) -> str:
+        claims = self.session.claims
+        return claims.uid if claims is not None else ""
 
     # -- from the face -----------------------------------------------------------------------------------------
 
@@ -184,11 +191,12 @@ class Connection:
             match action:
                 case Send():
                     sent = True
+                    self._near.trail.sent(self._uid, self.session.conn, action.frame)
                     if self._face.send(action.frame):
                         self._perform(self.session.written_while_paused(len(action.frame)))
                 case Acknowledge():
-                    assert self.session.claims is not None
-                    self._near.acknowledgements.put(self.session.claims.uid, self.session.device, action.cursor)
+                    self._near.acknowledgements.put(self._uid, self.session.device, action.cursor)
+                    self._near.trail.acknowledged(self.session.conn, action.cursor)
                 case Read() | Reread():
                     self._spawn(self._read(action))
                 case Request():

@@ -8,6 +8,7 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime
 
 from imserver.data.interface import Entry
+from imserver.ops.trail import Event, Trail
 from imserver.protocol.deliveries import Head, decode_head
 from imserver.protocol.frames import message_frame
 from imserver.rpc.interface import Pushed
@@ -36,8 +37,9 @@ class Connected(Protocol):
 class Hub:
     """The connections of one worker."""
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, trail: Trail) -> None:
         self._clock = clock
+        self._trail = trail
         self._by_uid: dict[str, Connected | list[Connected]] = {}  # most users have one connection: no list for them
         self.count = 0
 
@@ -125,6 +127,10 @@ class Hub:
         """Close every connection of this `uid` or `ip` that has one of these channels."""
         among = self.of(value) if kind == "uid" else [one for one in self if one.ip == value]
         return _end([one for one in among if _concerned(one, channels)], code, reason)
+
+    def trail(self, id: str, channel: str) -> list[Event]:
+        """What this worker did with a message lately."""
+        return self._trail.of(id, channel)
 
 
 def _reaches(session: Session, head: Head, stored: bool, now: float) -> bool:

@@ -32,6 +32,7 @@ from imserver.http.standard import with_standard
 from imserver.ops.background import Repeated
 from imserver.ops.metrics import Metrics
 from imserver.ops.startup import insist, listen
+from imserver.ops.trail import Trail
 from imserver.protocol import codes
 from imserver.protocol.ids import incarnation
 from imserver.protocol.tokens import Tokens
@@ -104,7 +105,8 @@ class Worker:
             what=f"Redis at {redis.address.text}; see [redis] url",
             errors=(Unavailable,),
         )
-        hub = Hub(reactor)
+        self._trail = Trail(reactor)
+        hub = Hub(reactor, self._trail)
         ws = await self._listen("listen", websocket.server_factory(self))
         self._name = self._name or f"{socket.gethostname()}-{ws.port}"
         self._incarnation = incarnation(self._name)
@@ -143,6 +145,7 @@ class Worker:
             self._peers,
             self._mailboxes,
             lambda strategy: routed.labels(strategy).inc(),
+            self._trail,
         )
         self._workers_loop = Repeated(reactor, "workers", FRESH_S, self._workers.refresh, (Unavailable,))
         self._tokens = Tokens(settings)
@@ -175,6 +178,7 @@ class Worker:
             registration=self._registration,
             acknowledgements=self._acknowledgements,
             uplink=Uplink(reactor, settings, self._tokens, self._http, router, RedisJournal(redis), RedisAgents(redis)),
+            trail=self._trail,
             closing=lambda code: self._closes.labels(str(code)).inc(),
         )
         self._events.subscribe(self._heard)

@@ -9,6 +9,7 @@ from twisted.internet import task
 from twisted.trial.unittest import SynchronousTestCase
 
 from imserver.data.interface import Entry, Position
+from imserver.ops.trail import Trail
 from imserver.protocol.deliveries import Head, Only, encode_head
 from imserver.rpc.interface import Pushed
 from imserver.worker.hub import Hub
@@ -67,7 +68,7 @@ class HubTests(SynchronousTestCase):
         """An empty hub."""
         clock = task.Clock()
         clock.advance(NOW)
-        self.hub = Hub(clock)
+        self.hub = Hub(clock, Trail(clock))
 
     def come(self, uid: str, *conns: str, **more: Any) -> list[Guest]:
         """Connections of a uid."""
