@@ -43,7 +43,7 @@ bench: $(VENV)/installed-test
 	@exec $(BIN)/imctl bench $(ARGS)
 
 soak: $(VENV)/installed-test
-	@exec $(BIN)/imctl bench soak --minutes $(MINUTES) $(ARGS)
+	@exec $(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* .mypy_cache .ruff_cache .import_linter_cache .hypothesis

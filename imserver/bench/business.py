@@ -94,7 +94,7 @@ async def business(
             "send", seconds + 60, frames=frames, size=size, rate=asked, seconds=seconds, first=agents
         )
         tally = await stage.clients.ask("tally", ARRIVE_S + 5, expect=done["accepted"], wait_s=ARRIVE_S)
-        plain.conclude(
+        row = plain.conclude(
             report,
             phase,
             rate=asked,
@@ -110,18 +110,17 @@ async def business(
         coming = done["accepted"] / done["seconds"]
         if whole is None:
             report.problems.append(f"{phase}: not all was archived within {ARCHIVED_S:g} s")
-        report.row(
-            f"{phase}: archive",
-            accepted=done["accepted"],
-            per_s=done["accepted"] / whole if whole else None,
-            rate_ratio=ratio(done["accepted"] / whole, coming) if whole else None,
+        report.add(
+            row,
+            archived_per_s=done["accepted"] / whole if whole else None,
+            archive_ratio=ratio(done["accepted"] / whole, coming) if whole else None,
             behind_max=archive.behind(coming),
             behind_s=max(0.0, whole - done["seconds"]) if whole else None,
         )
     report.notes += [
-        "archive: rows a second until all were in the database; rate_ratio: over the rate at which they came in.",
+        "archived_per_s: rows a second until all were in the database; archive_ratio: over the rate they came in at.",
         f"behind_max: messages waiting for the archive at the most, looked at every {SAMPLE_S:g} s; behind_s: how long",
-        "after the last message the archive was complete, to the same precision.",
+        "after the last one was accepted the archive was complete, to the same precision.",
     ]
     plain.explain(report)
     return report

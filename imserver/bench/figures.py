@@ -6,12 +6,14 @@ import math
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 _STEP = math.log(1.02)
+CPU = "_us"
+"""Ends the name of a column with the CPU time of one process for one message, in microseconds."""
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 Value = str | int | float | None
@@ -69,9 +71,13 @@ class Report(msgspec.Struct, kw_only=True):
     def row(self, phase: str, **columns: Value) -> Row:
         """Add a row; floats are rounded to what they are worth."""
         made: Row = {"phase": phase}
-        made.update({name: _rounded(value) for name, value in columns.items()})
         self.rows.append(made)
-        return made
+        return self.add(made, **columns)
+
+    def add(self, row: Row, **columns: Value) -> Row:
+        """Add columns to a row, rounded likewise; None is left out."""
+        row.update({name: _rounded(value) for name, value in columns.items() if value is not None})
+        return row
 
     def expect(self, what: str, accepted: int, delivered: int) -> None:
         """Every accepted message has to be delivered, and nothing else (contract: Nothing accepted is lost)."""
@@ -97,10 +103,18 @@ def machine() -> dict[str, Any]:
 def text(report: Report) -> str:
     """A report for people."""
     parameters = ", ".join(f"{name} {value}" for name, value in report.parameters.items())
-    lines = [f"{report.bench}: {parameters}", "", *_table(report.rows)]
+    cost = [_only(row, lambda name: name == "phase" or name.endswith(CPU)) for row in report.rows]
+    rest = [_only(row, lambda name: not name.endswith(CPU)) for row in report.rows]
+    lines = [f"{report.bench}: {parameters}", "", *_table(rest)]
+    if any(len(row) > 1 for row in cost):
+        lines += ["", "microseconds of CPU for each message", "", *_table(cost)]
     lines += ["", *(f"  {note}" for note in report.notes)] if report.notes else []
     lines += ["", *(f"  PROBLEM: {problem}" for problem in report.problems)] if report.problems else []
     return "\n".join(lines)
+
+
+def _only(row: Row, wanted: Callable[[str], bool]) -> Row:
+    return {name: value for name, value in row.items() if wanted(name)}
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

@@ -30,8 +30,9 @@ async def idle(reactor: Any, stage: Stage, connections: int) -> Report:
         reactor, stage, "stock Autobahn", url, stage.child("echo", "echo").pid, [None] * connections, None, report
     )
     for row, value in zip(report.rows, (ours, stock), strict=True):
-        row["memory_ratio"] = round(ratio(value, stock) or 0.0, 2)
+        report.add(row, memory_ratio=ratio(value, stock))
     report.notes.append("kb_each: resident memory of the server's process for each connection but the first few.")
+    report.notes.append("open_cpu_ms: CPU time of the server to let one in.")
     report.notes.append("worker: after hello (token checked, registered, inbox looked up); stock: handshake only.")
     return report
 
@@ -66,7 +67,7 @@ async def _measured(
         kb_each=(after - before) / count / 1024,
         valkey_kb_each=(stored_after - stored) / count / 1024 if valkey else None,
         opened_per_s=count / seconds,
-        open_cpu_us=opened / count * 1e6,
+        open_cpu_ms=opened / count * 1e3,
         idle_cpu_percent=resting.spent()["server"] / SETTLE_S * 100,
     )
     for crowd in crowds:

@@ -19,6 +19,7 @@ from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
 LINE_MAX = 4 * 1024 * 1024
+END_S = 3.0
 
 
 class ChildError(Exception):
@@ -47,18 +48,19 @@ class Child(ProcessProtocol):
         self._rest = b""
         self._numbers = 0
         self._asked: dict[int, Deferred[Any]] = {}
-        self._ended: Deferred[None] = Deferred()
+        self._gone = False
+        self._ending: list[Deferred[None]] = []
         process = reactor.spawnProcess(self, sys.executable, [sys.executable, "-m", module], env=None)
         self.pid: int = process.pid
 
     async def ask(self, do: str, timeout_s: float, **fields: Any) -> Any:
         """Have it do something, and wait for what it says; `ChildError` if it cannot, or not in time."""
+        if self.transport is None or self._gone:
+            raise ChildError(f"{self._module} has gone")
         self._numbers += 1
         answer: Deferred[Any] = Deferred()
         self._asked[self._numbers] = answer
         order = msgspec.json.encode(_Order(self._numbers, do, fields))
-        if self.transport is None or self._ended.called:
-            raise ChildError(f"{self._module} has gone")
         self.transport.write(order + b"\n")  # type: ignore[call-arg, arg-type]
         try:
             return await answer.addTimeout(timeout_s, self._reactor)
@@ -67,20 +69,22 @@ class Child(ProcessProtocol):
 
     async def end(self) -> None:
         """Close its stdin, and wait until it has gone."""
-        if not self._ended.called and self.transport is not None:
-            self.transport.closeStdin()  # type: ignore[attr-defined]
-            with suppress(TimeoutError):
-                await self._gone().addTimeout(3.0, self._reactor)
-            if not self._ended.called:
-                with suppress(ProcessExitedAlready):
-                    self.transport.signalProcess("KILL")  # type: ignore[attr-defined]
-                await self._gone()
+        if self._gone or self.transport is None:
+            return
+        self.transport.closeStdin()  # type: ignore[attr-defined]
+        try:
+            await self._when_gone().addTimeout(END_S, self._reactor)
+        except TimeoutError:
+            with suppress(ProcessExitedAlready):
+                self.transport.signalProcess("KILL")  # type: ignore[attr-defined]
+            await self._when_gone()
 
-    def _gone(self) -> Deferred[None]:
+    def _when_gone(self) -> Deferred[None]:
         waiter: Deferred[None] = Deferred()
-        self._ended.chainDeferred(waiter) if self._ended.called else self._ended.addCallback(
-            lambda _: None if waiter.called else waiter.callback(None)
-        )
+        if self._gone:
+            waiter.callback(None)
+        else:
+            self._ending.append(waiter)
         return waiter
 
     def outReceived(self, data: bytes) -> None:
@@ -103,11 +107,15 @@ class Child(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:
         """It has gone; nobody answers what is still asked."""
+        self._gone = True
         asked, self._asked = self._asked, {}
-        self._ended.callback(None)
         for answer in asked.values():
             if not answer.called:
                 answer.errback(ChildError(f"{self._module} has gone: {reason.getErrorMessage()}"))
+        ending, self._ending = self._ending, []
+        for waiter in ending:
+            if not waiter.called:
+                waiter.callback(None)
 
 
 class _Orders(LineOnlyReceiver):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from imserver.bench.figures import Latencies, Report, ratio
+from imserver.bench.figures import CPU, Latencies, Report, Row, ratio
 from imserver.bench.stage import Stage, Usage
 
 CLIENTS = 20
@@ -32,11 +32,11 @@ class Plain:
         usage: Usage,
         late_s: float,
         answers: Latencies,
-    ) -> None:
-        """Add what one phase found, and what is wrong with it."""
+    ) -> Row:
+        """Add what one phase found, and what is wrong with it; the new row."""
         ways = Latencies(tally["ways"])
         per_s = tally["delivered"] / seconds
-        report.row(
+        row = report.row(
             phase,
             asked_per_s=rate,
             accepted=accepted,
@@ -60,13 +60,15 @@ class Plain:
         limit = usage.busiest()
         if limit:
             report.notes.append(f"{phase}: {limit}.")
+        return row
 
     def explain(self, report: Report) -> None:
         """How to read the columns."""
         report.notes += [
             "p50, p95, p99: from the sender's call to the receiver's frame; answer_p50: until it was accepted.",
             "latency_ratio: p50 over that of the echo at the same rate; rate_ratio: messages a second over echoes.",
-            "..._us: microseconds of CPU that each process spent for one delivered message, all workers together.",
+            "CPU: clients and bench are the load generator; all workers are one. At a low rate it counts what they",
+            "do anyway, too, and each message pays for its own system calls.",
         ]
 
 
@@ -87,8 +89,7 @@ async def measured_echo(stage: Stage, report: Report, *, rate: float, seconds: f
             asked_per_s=asked,
             per_s=per_s,
             **answers.columns(),  # type: ignore[arg-type]
-            echo_us=round(spent["echo"] / max(1, done["accepted"]) * 1e6, 1),
-            clients_us=round(spent["echo-clients"] / max(1, done["accepted"]) * 1e6, 1),
+            **{f"{name}{CPU}": spent[name] / max(1, done["accepted"]) * 1e6 for name in ("echo", "echo-clients")},
         )
         found.append((answers.quantile_ms(0.5), per_s))
     await clients.ask("close", 10.0)

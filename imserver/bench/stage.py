@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred, DeferredList
 
 from imserver import config
 from imserver.bench.calls import Calls
-from imserver.bench.figures import Row
+from imserver.bench.figures import CPU, Row
 from imserver.bench.orders import Child
 from imserver.demo.addresses import HOST
 from imserver.demo.service import Demo
@@ -75,7 +75,8 @@ class Usage:
 
     def columns(self, messages: int) -> Row:
         """Microseconds of CPU for each of so many messages, by process."""
-        return {f"{name}_us": round(seconds / max(1, messages) * 1e6, 1) for name, seconds in self.spent().items()}
+        spent = self.spent().items()
+        return {f"{name}{CPU}": seconds / max(1, messages) * 1e6 for name, seconds in spent if seconds}
 
     def busiest(self) -> str | None:
         """Which process of the load generator had hardly a moment to itself, None if none: it was the limit then."""
@@ -251,5 +252,8 @@ def memory_bytes(pid: int) -> int:
 
 
 def _cpu_s(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.NoSuchProcess:
+        raise BenchError(f"process {pid} has gone while it was measured") from None
     return float(times.user + times.system)

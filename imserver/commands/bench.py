@@ -10,10 +10,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from twisted.internet.defer import TimeoutError
+from twisted.internet.error import ConnectError, ConnectionClosed
 
 from imserver.commands.target import CommandError, Target, find, run
 from imserver.demo import running
-from imserver.http.client import HttpClient
+from imserver.http.client import HttpClient, Unreachable
 
 if TYPE_CHECKING:
     from imserver.bench.figures import Report
@@ -85,10 +87,10 @@ async def _one(reactor: Any, name: str, options: argparse.Namespace) -> Report:
     try:
         await stage.start()
         return await _SCENARIOS[name](reactor, stage, options)
-    except (BenchError, ChildError, DemoError) as error:
+    except (BenchError, ChildError, DemoError, Unreachable, ConnectError, ConnectionClosed, TimeoutError) as error:
         for line in stage.said:
             print(line, file=sys.stderr)
-        raise CommandError(f"bench {name}: {error}") from None
+        raise CommandError(f"bench {name}: {str(error) or type(error).__name__}") from None
     finally:
         await stage.stop()
 

@@ -55,7 +55,7 @@ class Cluster(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         16777216
     )
     http_timeout_s: Annotated[Seconds, _doc("deadline of one HTTP call to a dispatcher or business server")] = 5.0
-    http_connections: Annotated[Count, _doc("kept-alive connections for each of them")] = 16
+    http_connections: Annotated[Count, _doc("calls to them at a time, and kept-alive connections for each")] = 64
     http_queue: Annotated[Count, _doc("calls waiting for one of those connections; more are refused at once")] = 5000
 
 

@@ -27,12 +27,13 @@ PAGE = 128
 class InFlight:
     """One message that was sent and not acknowledged yet. The message itself is in the inbox, not here."""
 
-    __slots__ = ("attempt", "cursor", "rereading", "sent_at")
+    __slots__ = ("attempt", "cursor", "rereading", "sent_at", "timeouts")
 
     def __init__(self, cursor: str, sent_at: float) -> None:
         self.cursor = cursor
         self.sent_at = sent_at
-        self.attempt = 1
+        self.attempt = 1  # how often it was written; a read that failed, or a full buffer, makes it fewer than timeouts
+        self.timeouts = 0
         self.rereading = False
 
 
@@ -196,9 +197,10 @@ class Delivery:
         timeout = self._limits.ack_timeout_s
         late = [item for item in self._in_flight if item.sent_at + timeout <= now]
         for item in late:
-            if item.attempt > self._limits.retransmissions:
-                return [Close(codes.TIMEOUT, f"no acknowledgement of {item.cursor} after {item.attempt} attempts")]
-            item.attempt += 1
+            if item.timeouts >= self._limits.retransmissions:
+                waited = timeout * (item.timeouts + 1)
+                return [Close(codes.TIMEOUT, f"no acknowledgement of {item.cursor} within {waited:g} s")]
+            item.timeouts += 1
             item.sent_at = now
             item.rereading = not self._paused  # a full buffer needs no second copy
         self._due = min(item.sent_at for item in self._in_flight) + timeout
@@ -220,7 +222,10 @@ class Delivery:
             if beyond or size > self._burst:
                 return found + self._reread()
             item.rereading = False
-            if item.cursor in tails and not self._paused:  # else it has left the inbox
+            if self._paused:
+                continue
+            item.attempt += 1
+            if item.cursor in tails:  # else it has left the inbox
                 frame = frames.message_frame(tails[item.cursor], item.cursor, item.attempt)
                 size += len(frame)
                 found.append(Send(frame))

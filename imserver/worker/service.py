@@ -164,7 +164,7 @@ class Worker:
         self._http = HttpClient(
             reactor,
             max_persistent=settings.cluster.http_connections,
-            max_concurrent=settings.cluster.http_connections * 4,
+            max_concurrent=settings.cluster.http_connections,
             max_waiting=settings.cluster.http_queue,
         )
         self._near = Surroundings(

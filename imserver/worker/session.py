@@ -193,7 +193,10 @@ class Session:
 
     def _ack(self, frame: frames.Ack) -> list[Action]:
         assert self.delivery is not None
+        before = self.delivery.unacknowledged
         cursor, actions = self.delivery.acknowledged(frame.cursor)
+        if self.delivery.unacknowledged < before:
+            self._tokens += 1  # what we sent may be acknowledged one by one, however fast we sent it
         return [Acknowledge(cursor), *actions] if cursor != START else actions
 
     # -- from the server ---------------------------------------------------------------------------------------

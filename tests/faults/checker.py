@@ -344,6 +344,9 @@ def _screens(evidence: Evidence) -> Iterator[Violation]:
             if shown.key in keys[screen]:
                 yield Violation("once on the screen", f"{name}: again as {shown.id}", shown.key)
             keys[screen].add(shown.key)
+            sending = evidence.sendings.get(shown.key)
+            if sending is not None and screen in sending.senders:
+                continue  # it wrote this itself: on its screen since then, and known by the id in `sent`
             if position(shown.cursor) <= position(last.get(screen, START)):
                 yield Violation("in order on the screen", f"{name}: {shown.cursor} after {last[screen]}", shown.key)
             last[screen] = shown.cursor
