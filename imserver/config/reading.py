@@ -16,6 +16,8 @@ from imserver.config.checks import inconsistencies
 from imserver.config.tree import Config
 
 PREFIX = "IM_"
+SECRET = frozenset({"secret", "api_keys", "webhook_secret", "url"})
+"""Keys whose values are not shown to whoever reads of a mistake."""
 S = TypeVar("S", bound=msgspec.Struct)
 
 
@@ -119,7 +121,8 @@ def _value(kind: Any, value: Any, path: str, mistakes: list[str]) -> Any:
     try:
         return msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
-        mistakes.append(f"{path}: {str(error)[0].lower()}{str(error)[1:]}, got {value!r}")
+        told = "" if path.rpartition(".")[2] in SECRET else f", got {value!r}"
+        mistakes.append(f"{path}: {str(error)[0].lower()}{str(error)[1:]}{told}")
         return None
 
 

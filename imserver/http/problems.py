@@ -9,6 +9,7 @@ from http import HTTPStatus
 import msgspec
 
 from imserver.protocol.codes import ErrorCode
+from imserver.protocol.syntax import plain
 
 MEDIA = "application/problem+json"
 _LONGEST_DETAIL = 300
@@ -161,4 +162,4 @@ def from_validation(error: msgspec.ValidationError, prefix: str = "", status: in
     if named := _NAMED.fullmatch(detail):
         path += f".{named['name']}"
     field = (prefix + path).removeprefix(".")
-    return Problem(status, "invalid_frame", detail, field)
+    return Problem(status, "invalid_frame", plain(detail), field)

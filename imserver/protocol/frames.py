@@ -29,6 +29,7 @@ from imserver.protocol.syntax import (
     Timestamp,
     Uid,
     json_object,
+    plain,
     position,
     valid,
 )
@@ -248,7 +249,7 @@ def _refused(text: bytes, error: msgspec.ValidationError) -> FrameError:
     name = path.rstrip("`").lstrip(".")
     if not name and "`" in reason:
         name = reason.split("`")[1]
-    return FrameError("invalid_frame", reason, field=name or None, ref=ref)
+    return FrameError("invalid_frame", plain(reason), field=name or None, ref=ref)
 
 
 def encode(frame: _Out) -> bytes:

@@ -30,6 +30,26 @@ Timestamp = Annotated[int, Meta(ge=0, le=2**53, description="milliseconds since 
 Role = Literal["customer", "merchant", "system"]
 Platform = Literal["web", "h5", "ios", "android", "windows", "mac", "other"]
 
+_PLAIN = {
+    r"^[A-Za-z0-9_.:@-]{1,128}": "1-128 characters of A-Za-z0-9_.:@-",
+    r"^[A-Za-z0-9_.:-]{1,64}": "1-64 characters of A-Za-z0-9_.:-",
+    r"^[a-z0-9-]{1,32}": "1-32 characters of a-z0-9-",
+    r"^[a-z0-9]{1,64}": "the id of a conversation",
+    r"^[0-9a-f]{32}": "32 characters of 0-9a-f",
+    r"^[a-z0-9_-]{1,32}": "1-32 characters of a-z0-9_-",
+    r"^[A-Za-z0-9_.:-]{1,160}": "the id of a connection",
+    r"^[0-9]{1,20}-[0-9]{1,20}": "a cursor that this server gave",
+    r"^(\$|[0-9]{1,20}-[0-9]{1,20})": "a cursor that this server gave, or $",
+}
+
+
+def plain(reason: str) -> str:
+    """What a validation says, without the regular expression in it."""
+    head, found, pattern = reason.partition("Expected `str` matching regex '")
+    words = _PLAIN.get(pattern.removesuffix("'").replace("\\\\", "\\").removesuffix(_END)) if found else None
+    return f"{head}Expected {words}" if words is not None else reason
+
+
 START = "0-0"
 """The cursor before every message."""
 

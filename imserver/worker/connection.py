@@ -80,7 +80,18 @@ class Surroundings:
 class Connection:
     """`hub.Connected` and `wheel.Timed` for one client."""
 
-    __slots__ = ("_face", "_near", "_requests", "_retry_at", "_working", "ip", "session", "since_ts", "wheel_tick")
+    __slots__ = (
+        "_face",
+        "_left",
+        "_near",
+        "_requests",
+        "_retry_at",
+        "_working",
+        "ip",
+        "session",
+        "since_ts",
+        "wheel_tick",
+    )
 
     def __init__(self, near: Surroundings, face: Face, conn: str, ip: str) -> None:
         now = near.clock.seconds()
@@ -89,6 +100,7 @@ class Connection:
         self._requests: deque[Request] | None = None
         self._working: Deferred[None] | None = None
         self._retry_at = 0.0
+        self._left = False
         self.ip = ip
         self.since_ts = int(now * 1000)
         self.session = Session(near.rules, conn, now)
@@ -119,9 +131,19 @@ class Connection:
         self._perform(self.session.resumed())
 
     def lost(self) -> None:
-        """The connection is gone: everything that knows of it forgets it."""
+        """The connection is gone."""
         self.session.lost()
         self._near.opened.discard(self)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Everything that knows of it forgets it: at the latest when it is gone, at the earliest when it is closed.
+
+        A client that does not read may take half a minute to see why it was closed; it is not online meanwhile.
+        """
+        if self._left:
+            return
+        self._left = True
         self._near.wheel.schedule(self, None)
         self._requests = None  # what is being answered is finished: it may be stored already, and not pushed yet
         claims = self.session.claims
@@ -210,6 +232,7 @@ class Connection:
                 case Close():
                     self._near.closing(action.code)
                     self._face.close(action.code, action.reason)
+                    self._leave()
         if sent:
             self._near.wheel.schedule(self, self._deadline())
 

@@ -263,7 +263,7 @@ class Worker:
         """Drain: no new connections, clients are sent away over `drain_s`, nothing is lost, nothing is left."""
         self._accepting, self._draining = False, True
         for port in self._ports[:1]:
-            await port.stopListening()
+            await maybeDeferred(port.stopListening)
         if self._near is not None and self._addresses[0]:
             await self._registration.renew_now()
             await self._send_away()
@@ -272,7 +272,7 @@ class Worker:
         if self._mail is not None:
             self._mail.cancel()
         for port in self._ports[1:]:
-            await port.stopListening()
+            await maybeDeferred(port.stopListening)
         for stop in reversed(self._stopping):
             await maybeDeferred(stop)
         if self._near is not None:

@@ -216,7 +216,7 @@ def server_factory(host: Hosts) -> WebSocketServerFactory:
         maxMessagePayloadSize=limits.max_frame,
         failByDrop=False,
         echoCloseCodeReason=False,
-        openHandshakeTimeout=limits.hello_timeout_s,
+        openHandshakeTimeout=limits.hello_timeout_s + 1.0,  # Autobahn's timers fire up to a second early
         closeHandshakeTimeout=CLOSE_S,
         tcpNoDelay=True,
         autoPingInterval=0,

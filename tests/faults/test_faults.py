@@ -1,4 +1,4 @@
-"""A short run with real processes, real faults and third-party clients: nothing accepted is lost, repeated or reordered.
+"""A short run with real processes, faults and third-party clients: nothing accepted is lost, repeated or reordered.
 
 `make soak MINUTES=30` runs the same for longer.
 """

@@ -90,6 +90,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.pushes: list[tuple[Entry, list[Link]]] = []
         self.hints: list[tuple[str, list[Link]]] = []
         self.entries: list[Entry] = []
+        self.index = {START: 0}
         self.conns = 0
 
     @initialize(unacked_max=st.sampled_from([1, 2, 5, 1000]))
@@ -127,6 +128,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             cursor = result(self.inboxes.append(delivery)).cursor
             self.entries.append(result(self.inboxes.read("u", self.last(), 1))[0])
             assert self.entries[-1].cursor == cursor
+            self.index[cursor] = len(self.entries)
             self.pushes.append((self.entries[-1], list(self.links)))
 
     def last(self) -> str:
@@ -207,9 +209,7 @@ class DeliveryMachine(RuleBasedStateMachine):
                 assert link.found is not None
                 before = link.sent[-1] if link.sent else link.found.cursor
                 between = [
-                    entry
-                    for entry in self.entries
-                    if position(before) < position(entry.cursor) <= position(cursor) and self.wants(link, entry)
+                    entry for entry in self.entries[self.index[before] : self.index[cursor]] if self.wants(link, entry)
                 ]
                 assert [entry.cursor for entry in between] == [cursor], (before, between, cursor)
                 link.sent.append(cursor)
@@ -324,6 +324,10 @@ class DeliveryMachine(RuleBasedStateMachine):
                 device.skipped.update(e.cursor for e in self.entries if position(e.cursor) <= position(link.sent[-1]))
             self.perform(link, self.said(link, {"op": "ack", "cursor": cursor}))
 
+    def unacknowledged(self, link: Link) -> int:
+        """What is in flight."""
+        return link.session.delivery.unacknowledged if link.session.delivery is not None else 0
+
     def said(self, link: Link, frame: dict[str, Any]) -> list[Action]:
         """The client says something."""
         return link.session.received(ujson.dumps(frame).encode(), self.clock.seconds())
@@ -354,7 +358,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         for link in self.links:
             delivery = link.session.delivery
             if delivery is not None:
-                assert delivery.unacknowledged <= self.unacked_max
+                assert self.unacknowledged(link) <= self.unacked_max
                 assert delivery.owed <= BUDGET
                 assert sum(isinstance(action, Read) for action, _ in link.asked) <= 1
 
@@ -383,6 +387,8 @@ class DeliveryMachine(RuleBasedStateMachine):
                     self.perform(link, link.session.read_again())
                 if link.wire and link in self.links:
                     self.receive(self.links.index(link), 1000, "last")
+                if link in self.links and self.unacknowledged(link):
+                    self.perform(link, self.said(link, {"op": "ack", "cursor": link.sent[-1]}))
             if len(self.links) == 2 and not any(link.asked or link.wire for link in self.links):
                 break
         for device in self.devices:
