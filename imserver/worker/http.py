@@ -16,7 +16,7 @@ from imserver.protocol.syntax import Cursor, Device, Platform, position
 from imserver.protocol.tokens import Claims, TokenError, Tokens
 from imserver.worker.acknowledgements import Acknowledgements
 from imserver.worker.actions import Admit
-from imserver.worker.admission import Admission
+from imserver.worker.admission import Admission, client_address
 from imserver.worker.stream import EventStream
 from imserver.worker.websocket import Hosts
 
@@ -77,7 +77,9 @@ class Calls:
         """`GET /v1/stream`."""
         claims: Claims = call.identity
         request: Any = call.request
-        address = str(getattr(request.getClientAddress(), "host", "unix"))
+        peer = str(getattr(request.getClientAddress(), "host", "unix"))
+        trusted = self._host.settings.worker.trusted_proxies
+        address = client_address(peer, request.getHeader("x-forwarded-for"), trusted)
         refusal = await self._admission.check(claims, address)
         if refusal is not None:
             raise forbidden(refusal)

@@ -20,6 +20,7 @@ from zope.interface import implementer
 
 from imserver import config
 from imserver.protocol import codes
+from imserver.worker.admission import client_address
 from imserver.worker.connection import Connection, Face
 
 log = Logger()
@@ -122,12 +123,9 @@ class ImProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self.__dict__ = dict(mine)
 
     def _address(self) -> str:
-        peer = self.transport.getPeer()
-        address = str(getattr(peer, "host", "")) or "unix"
-        if address in self.host.settings.worker.trusted_proxies:
-            forwarded = self.http_headers.get("x-forwarded-for", "")
-            address = forwarded.rpartition(",")[2].strip() or address
-        return address
+        peer = str(getattr(self.transport.getPeer(), "host", "")) or "unix"
+        forwarded = self.http_headers.get("x-forwarded-for")
+        return client_address(peer, forwarded, self.host.settings.worker.trusted_proxies)
 
     # -- Face --------------------------------------------------------------------------------------------------
 
