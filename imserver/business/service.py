@@ -40,7 +40,7 @@ from imserver.http.resource import Api
 from imserver.http.site import Site
 from imserver.http.standard import with_standard
 from imserver.ops.metrics import Metrics
-from imserver.ops.startup import StartupError, insist, listen
+from imserver.ops.startup import StartupError, listen
 from imserver.protocol.tokens import Tokens
 
 log = Logger()
@@ -68,13 +68,7 @@ class BusinessServer:
         settings, reactor = self.settings, self._reactor
         redis = Redis(reactor, settings.redis)
         self._stops.append(redis.stop)
-        await insist(
-            reactor,
-            redis.ping,
-            wait_s=settings.redis.startup_wait_s,
-            what=f"Redis at {redis.address.text}; see [redis] url",
-            errors=(Unavailable,),
-        )
+        await redis.insist(redis.ping)
         try:
             archive = Database(reactor, settings.database)
         except (sa.exc.ArgumentError, ImportError, OSError) as error:
@@ -106,7 +100,7 @@ class BusinessServer:
         metrics = self._metrics(archiver, outbox)
         kept = http.Kept(threads.introduce)
         await self._migrate(archive, archiver)
-        await words.refresh()
+        await redis.insist(words.refresh)
         events = RedisEvents(reactor, redis, settings.redis)
         events.subscribe(lambda event: self._hear(event, desks))
         self._stops += [archiver.stop, events.stop, desks.stop, outbox.stop, kept.finish]

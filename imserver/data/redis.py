@@ -7,9 +7,9 @@ reconnecting for good when a connection breaks while it authenticates.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import txredisapi
@@ -22,8 +22,10 @@ from twisted.logger import Logger
 
 from imserver import config
 from imserver.data.interface import Unavailable
+from imserver.ops import startup
 
 log = Logger()
+Result = TypeVar("Result")
 
 _IDLE_BLOCKING_MAX = 16
 # answers that mean "not now": the server is loading, has no memory or disk, or is no master any more
@@ -215,6 +217,16 @@ class Redis:
                 self._idle.append(link)
             else:
                 link.stop()
+
+    async def insist(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
+        """What a server needs of Redis to start: tried for `startup_wait_s`, then `StartupError`."""
+        return await startup.insist(
+            self._reactor,
+            attempt,
+            wait_s=self.settings.startup_wait_s,
+            what=f"Redis at {self.address.text}; see [redis] url",
+            errors=(Unavailable,),
+        )
 
     async def ping(self) -> None:
         """Raises `Unavailable` unless Redis answers."""

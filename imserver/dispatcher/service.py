@@ -23,7 +23,7 @@ from imserver.data.redis import Redis
 from imserver.dispatcher.http import DispatcherApi, Parts
 from imserver.http.site import Site
 from imserver.ops.metrics import Metrics
-from imserver.ops.startup import insist, listen
+from imserver.ops.startup import listen
 from imserver.ops.trail import Trail
 from imserver.routing.router import Router
 from imserver.routing.workers import FRESH_S, Workers
@@ -57,19 +57,13 @@ class Dispatcher:
         settings, reactor = self._settings, self._reactor
         metrics = Metrics("im-dispatcher", __version__)
         redis = self._redis = Redis(reactor, settings.redis)
-        await insist(
-            reactor,
-            redis.ping,
-            wait_s=settings.redis.startup_wait_s,
-            what=f"Redis at {redis.address.text}; see [redis] url",
-            errors=(Unavailable,),
-        )
+        await redis.insist(redis.ping)
         self._peers = PerspectivePeers(reactor, settings.cluster)
         leases = RedisLeases(redis, settings.worker.lease_ttl_s)
         workers = self._workers = Workers(leases, self._peers)
         self._events = RedisEvents(reactor, redis, settings.redis)
         self._events.subscribe(self._heard)
-        await workers.refresh()
+        await redis.insist(workers.refresh)
         self._refresh.start(FRESH_S, now=False).addErrback(_unexpected)
         inboxes = RedisInboxes(redis, reactor, settings.delivery)
         pushes = metrics.counter("pushes", "Frames by how they reached a worker, or did not.", ("strategy",))

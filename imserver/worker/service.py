@@ -31,7 +31,7 @@ from imserver.http.site import Site
 from imserver.http.standard import with_standard
 from imserver.ops.background import Repeated
 from imserver.ops.metrics import Metrics
-from imserver.ops.startup import insist, listen
+from imserver.ops.startup import listen
 from imserver.ops.trail import Trail
 from imserver.protocol import codes
 from imserver.protocol.ids import incarnation
@@ -98,13 +98,7 @@ class Worker:
         settings, reactor = self.settings, self._reactor
         self._redis = redis = Redis(reactor, settings.redis)
         self._stopping.append(redis.stop)
-        await insist(
-            reactor,
-            redis.ping,
-            wait_s=settings.redis.startup_wait_s,
-            what=f"Redis at {redis.address.text}; see [redis] url",
-            errors=(Unavailable,),
-        )
+        await redis.insist(redis.ping)
         self._trail = Trail(reactor)
         hub = Hub(reactor, self._trail)
         ws = await self._listen("listen", websocket.server_factory(self))
@@ -115,7 +109,7 @@ class Worker:
         http = await self._serve_http()
         self._addresses = _addresses(settings.worker, ws, http, rpc)
         self._peers.local[self._addresses[2]] = hub
-        await self._registration.start()
+        await self._redis.insist(self._registration.start)
         self._accepting = True
         self._workers_loop.start(now=True)
         self._mail = Deferred.fromCoroutine(self._read_mail())
