@@ -40,7 +40,7 @@ lint-news: $(VENV)/installed-test
 	@$(BIN)/towncrier build --draft --version next
 
 bench: $(VENV)/installed-test
-	@exec $(BIN)/imctl bench $(ARGS)
+	@exec $(BIN)/imctl bench $(or $(ARGS),all)
 
 soak: $(VENV)/installed-test
 	@exec $(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(ARGS)

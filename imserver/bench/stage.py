@@ -102,7 +102,8 @@ class Stage:
         self._children: dict[str, Child] = {}
         self._calls: list[Calls] = []
         self._said: deque[str] = deque(maxlen=_SAID_MAX)
-        self._stopping: Deferred[None] | None = None
+        self.interrupted = False
+        """Whether it ends because the process was told to."""
         self._trigger: Any = None
 
     async def start(self) -> None:
@@ -127,6 +128,7 @@ class Stage:
 
     def _shut_down(self) -> Deferred[None]:
         self._trigger = None  # it runs, and cannot be removed any more
+        self.interrupted = True
         return Deferred.fromCoroutine(self.stop())
 
     async def stop(self) -> None:

@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from imserver import config
 from imserver.business.assignment import AgentSettings, Outcome, Standing, State, Status, outcome, standing
 from imserver.business.presence import Presence
+from imserver.data.agents import shops_key
 from imserver.data.redis import Argument, Redis
 
 OPEN = "im:shops:open"
@@ -65,12 +66,12 @@ class Shops:
 
     async def shop_of(self, channel: str, uid: str) -> str | None:
         """The shop of an agent, None if it is none."""
-        found = await self._redis.command("HGET", f"im:{{u:{uid}}}:shop", channel)
+        found = await self._redis.command("HGET", shops_key(uid), channel)
         return None if found is None else found.decode()
 
     async def shops_of(self, uid: str) -> list[Desk]:
         """The desks of an agent in all channels."""
-        found = await self._redis.command("HGETALL", f"im:{{u:{uid}}}:shop")
+        found = await self._redis.command("HGETALL", shops_key(uid))
         return [Desk(channel.decode(), shop.decode()) for channel, shop in zip(found[::2], found[1::2], strict=True)]
 
     async def exists(self, desk: Desk) -> bool:
@@ -149,7 +150,7 @@ class Shops:
 
     async def put(self, desk: Desk, uid: str, settings: AgentSettings) -> Outcome:
         """Add or change an agent of this desk."""
-        await self._redis.command("HSET", f"im:{{u:{uid}}}:shop", desk.channel, desk.shop)
+        await self._redis.command("HSET", shops_key(uid), desk.channel, desk.shop)
         known = {name.decode() for name in await self._redis.command("HKEYS", f"{desk.prefix}:agents")}
         online = " ".join(await self._presence.agents_online(desk.channel, sorted(known | {uid})))
         return await self._operate("put", desk, uid, online, msgspec.json.encode(settings))

@@ -88,7 +88,7 @@ async def _one(reactor: Any, name: str, options: argparse.Namespace) -> Report:
         await stage.start()
         return await _SCENARIOS[name](reactor, stage, options)
     except (BenchError, ChildError, DemoError, Unreachable, ConnectError, ConnectionClosed, TimeoutError) as error:
-        for line in stage.said:
+        for line in () if stage.interrupted else stage.said:
             print(line, file=sys.stderr)
         raise CommandError(f"bench {name}: {str(error) or type(error).__name__}") from None
     finally:

@@ -1,4 +1,4 @@
-"""Who is an agent: one small hash per uid, `im:{u:UID}:shops`, channel → shop, kept by the business server."""
+"""Who is an agent: one small hash per uid, `im:{u:UID}:shop`, channel → shop, kept by the business server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from imserver.data.redis import Redis
 
 def shops_key(uid: str) -> str:
     """The key of the shops that a uid is an agent of."""
-    return f"im:{{u:{uid}}}:shops"
+    return f"im:{{u:{uid}}}:shop"
 
 
 class RedisAgents:

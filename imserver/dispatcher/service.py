@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet import defer
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -46,7 +46,7 @@ class Dispatcher:
         self._redis: Redis | None = None
         self._events: RedisEvents | None = None
         self._peers: PerspectivePeers | None = None
-        self._workers: Workers | None = None
+        self._router: Router | None = None
         self._api: DispatcherApi | None = None
         self._refresh = LoopingCall(self._look)
         self._refresh.clock = reactor
@@ -60,28 +60,29 @@ class Dispatcher:
         await redis.insist(redis.ping)
         self._peers = PerspectivePeers(reactor, settings.cluster)
         leases = RedisLeases(redis, settings.worker.lease_ttl_s)
-        workers = self._workers = Workers(leases, self._peers)
+        workers = Workers(leases, self._peers)
         self._events = RedisEvents(reactor, redis, settings.redis)
         self._events.subscribe(self._heard)
         await redis.insist(workers.refresh)
-        self._refresh.start(FRESH_S, now=False).addErrback(_unexpected)
         inboxes = RedisInboxes(redis, reactor, settings.delivery)
         pushes = metrics.counter("pushes", "Frames by how they reached a worker, or did not.", ("strategy",))
         metrics.gauge_of("workers", "Live workers.", lambda: len(workers.all()))
         metrics.gauge_of("redis_in_flight", "Redis commands under way.", lambda: redis.in_flight)
+        router = self._router = Router(
+            inboxes,
+            RedisConnections(redis),
+            workers,
+            self._peers,
+            RedisMailboxes(redis),
+            lambda strategy: pushes.labels(strategy).inc(),
+            Trail(reactor),
+        )
+        self._refresh.start(FRESH_S, now=False).addErrback(_unexpected)
         self._api = DispatcherApi(
             Parts(
                 settings=settings,
                 clock=reactor,
-                router=Router(
-                    inboxes,
-                    RedisConnections(redis),
-                    workers,
-                    self._peers,
-                    RedisMailboxes(redis),
-                    lambda strategy: pushes.labels(strategy).inc(),
-                    Trail(reactor),
-                ),
+                router=router,
                 inboxes=inboxes,
                 bans=RedisBans(redis, settings.suspension),
                 journal=RedisJournal(redis),
@@ -112,9 +113,10 @@ class Dispatcher:
             self._look()
 
     def _look(self) -> Deferred[None]:
-        """Refresh the view of the workers; the last one stays while Redis is away."""
-        assert self._workers is not None
-        looking = Deferred.fromCoroutine(self._workers.refresh())
+        """See which workers live; the last view stays while Redis is away."""
+        if self._router is None:  # still starting
+            return succeed(None)
+        looking = Deferred.fromCoroutine(self._router.look())
         return looking.addErrback(lambda failure: failure.trap(Unavailable) and None).addErrback(_unexpected)
 
 

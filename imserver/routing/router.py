@@ -25,6 +25,10 @@ log = Logger()
 Answer = TypeVar("Answer")
 
 
+UNTOLD_MAX = 10_000
+"""Hints that wait while neither a worker nor its mailbox can be reached; other users see it with their next message."""
+
+
 class Mailboxes(Protocol):
     """Where a worker that cannot be called finds which uids have something new."""
 
@@ -61,6 +65,7 @@ class Router:
         self._mailboxes = mailboxes
         self._count = count
         self._trail = trail
+        self._untold: dict[tuple[str, str], str] = {}
         self.workers = workers
 
     async def deliver(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
@@ -127,10 +132,26 @@ class Router:
                 self._count("mailbox")
             except Unavailable as error:
                 self._count("inbox")
+                self._tell_later(incarnation, pushed)
                 log.warn("{worker} could not be told: {why}", worker=lease.id, why=str(error))
         else:
             self._count("lost_signal")
         return 0
+
+    def _tell_later(self, incarnation: str, pushed: Pushed) -> None:
+        """Nobody could be told of an entry that a live connection may be waiting for: `look` tries again."""
+        if len(self._untold) < UNTOLD_MAX:
+            self._untold[incarnation, pushed.uid] = pushed.cursor
+
+    async def look(self) -> None:
+        """Once a second: see which workers live, and tell those what they could not be told before."""
+        await self.workers.refresh()
+        for (incarnation, uid), cursor in list(self._untold.items()):
+            if self.workers.lease(incarnation) is not None:
+                await self._mailboxes.put(incarnation, uid, cursor)
+                self._count("mailbox")
+            if self._untold.get((incarnation, uid)) == cursor:
+                del self._untold[incarnation, uid]
 
     async def _live(self, uid: str, records: Sequence[ConnectionRecord]) -> list[ConnectionRecord]:
         live, dead = await self.workers.living(records)

@@ -149,7 +149,9 @@ class Delivery:
         """The inbox could not be read; `read_again` will try, and the next timeout if it was read `again`."""
         if again:
             for item in self._in_flight or ():
-                item.rereading = False
+                if item.rereading:  # that Redis is away is no fault of the client's
+                    item.rereading = False
+                    item.timeouts -= 1
             return
         self._reading = False
         self._target = FAR
@@ -177,8 +179,7 @@ class Delivery:
 
     def paused(self) -> None:
         """The client reads too slowly: nothing more is taken for now."""
-        self._paused = True
-        self.owed = 0
+        self._paused = True  # the transport says so again at every write into its full buffer
 
     def resumed(self) -> list[Action]:
         """The client reads again."""

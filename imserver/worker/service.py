@@ -141,7 +141,7 @@ class Worker:
             lambda strategy: routed.labels(strategy).inc(),
             self._trail,
         )
-        self._workers_loop = Repeated(reactor, "workers", FRESH_S, self._workers.refresh, (Unavailable,))
+        self._workers_loop = Repeated(reactor, "workers", FRESH_S, router.look, (Unavailable,))
         self._tokens = Tokens(settings)
         self._registration = Registration(
             reactor,

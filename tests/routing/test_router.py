@@ -301,6 +301,19 @@ class DeliverTests(Stage):
         self.assertEqual(self.counted, {"inbox": 1})
         self.assertEqual(len(await self.inboxes.read("u", "0-0", 9)), 1)
 
+    async def test_told_later(self) -> None:
+        """A live worker that could not be told is told as soon as its mailbox can be reached; a dead one is not."""
+        await self.connect("u", "w1.1.a", "w2.1.a")
+        self.w1.failures = self.w2.failures = 2
+        self.mailboxes.away = True
+        (found,) = await self.router.deliver([self.message(1)])
+        self.mailboxes.away = False
+        await self.leases.release(self.lease("w2"))
+        await self.router.look()
+        self.assertEqual(self.mailboxes.mail, [("w1.1", "u", found.cursor)])
+        await self.router.look()
+        self.assertEqual(len(self.mailboxes.mail), 1)
+
     async def test_lost_signal(self) -> None:
         """What is not stored is tried twice, and no mailbox is told."""
         await self.connect("u", "w1.1.a")

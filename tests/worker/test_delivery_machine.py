@@ -84,7 +84,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock = task.Clock()
         self.clock.advance(NOW)
-        self.rules: Rules = rules()
+        self.configured: Rules = rules()
         self.devices = [Device(name) for name in CHANNELS]
         self.links: list[Link] = []
         self.pushes: list[tuple[Entry, list[Link]]] = []
@@ -97,11 +97,11 @@ class DeliveryMachine(RuleBasedStateMachine):
     def configure(self, unacked_max: int) -> None:
         """A window, small or large."""
         self.unacked_max = unacked_max
-        self.rules = rules(  # nothing leaves the inbox, nobody talks too much: other tests are about that
+        self.configured = rules(  # nothing leaves the inbox, nobody talks too much: other tests are about that
             delivery={"unacked_max": unacked_max, "inbox_length": 1_000_000},
             connection={"write_budget": BUDGET, "frames_burst": 1_000_000},
         )
-        self.inboxes = MemoryInboxes(self.clock, self.rules.delivery, MemoryConnections())
+        self.inboxes = MemoryInboxes(self.clock, self.configured.delivery, MemoryConnections())
 
     # -- senders and dispatchers -------------------------------------------------------------------------------
 
@@ -277,7 +277,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         if device.link is not None:
             return
         self.conns += 1
-        link = Link(Session(self.rules, f"w.{self.conns}", self.clock.seconds()), device)
+        link = Link(Session(self.configured, f"w.{self.conns}", self.clock.seconds()), device)
         token = ujson.dumps({"channels": CHANNELS[device.name], "exp": int(NOW) + 10**8})
         hello = {"op": "hello", "token": token, "device": device.name}
         if since is not None:

@@ -327,7 +327,7 @@ class DirectTests(Stage):
             sender.socket.socket.close()
         last = await self.come("w")
         await self.send(last, "last")
-        found = []
+        found: list[dict[str, Any]] = []
         while not found or found[-1]["from"] != "w":
             found += await receiver.messages(1)
         cursors = [frame["cursor"] for frame in found]
