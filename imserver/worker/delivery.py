@@ -27,11 +27,11 @@ PAGE = 128
 class InFlight:
     """One message that was sent and not acknowledged yet. The message itself is in the inbox, not here."""
 
-    __slots__ = ("attempt", "cursor", "rereading", "sent_at", "timeouts")
+    __slots__ = ("attempt", "cursor", "rereading", "since", "timeouts")
 
-    def __init__(self, cursor: str, sent_at: float) -> None:
+    def __init__(self, cursor: str, since: float) -> None:
         self.cursor = cursor
-        self.sent_at = sent_at
+        self.since = since
         self.attempt = 1  # how often it was written; a read that failed, or a full buffer, makes it fewer than timeouts
         self.timeouts = 0
         self.rereading = False
@@ -67,6 +67,7 @@ class Delivery:
         "_burst",
         "_due",
         "_in_flight",
+        "_jitter_s",
         "_limits",
         "_page",
         "_paused",
@@ -79,7 +80,13 @@ class Delivery:
     )
 
     def __init__(
-        self, limits: config.Delivery, audience: Audience, start: str, burst: int, retransmits: bool = True
+        self,
+        limits: config.Delivery,
+        audience: Audience,
+        start: str,
+        burst: int,
+        retransmits: bool = True,
+        jitter_s: float = 0.0,
     ) -> None:
         self._limits = limits
         self._audience = audience
@@ -92,6 +99,7 @@ class Delivery:
         self._reading = False
         self._paused = False
         self._retransmits = retransmits
+        self._jitter_s = jitter_s
         self._in_flight: deque[InFlight] | None = None
         self.owed = 0
         """Bytes that came while the client was not reading."""
@@ -196,15 +204,16 @@ class Delivery:
         if not self._in_flight or now < self._due:
             return []
         timeout = self._limits.ack_timeout_s
-        late = [item for item in self._in_flight if item.sent_at + timeout <= now]
+        late = [item for item in self._in_flight if item.since + timeout <= now]
         for item in late:
             if item.timeouts >= self._limits.retransmissions:
                 waited = timeout * (item.timeouts + 1)
                 return [Close(codes.TIMEOUT, f"no acknowledgement of {item.cursor} within {waited:g} s")]
             item.timeouts += 1
-            item.sent_at = now
+            # jitter before the end: clients that lost the same server do not come back all at once
+            item.since = now + (self._jitter_s if item.timeouts >= self._limits.retransmissions else 0.0)
             item.rereading = not self._paused  # a full buffer needs no second copy
-        self._due = min(item.sent_at for item in self._in_flight) + timeout
+        self._due = min(item.since for item in self._in_flight) + timeout
         return self._reread() if late else []
 
     def _reread(self) -> list[Action]:

@@ -163,7 +163,7 @@ class Worker:
         )
         self._near = Surroundings(
             clock=reactor,
-            rules=Rules(settings.connection, settings.delivery, settings.channels, self._tokens.verify),
+            rules=Rules(settings.connection, settings.delivery, settings.channels, self._tokens.verify, random.random),
             opened=self._open,
             hub=hub,
             wheel=self._wheel,

@@ -23,6 +23,10 @@ EARLY_MAX = 64
 """Frames that may come between `hello` and `welcome`."""
 
 
+JITTER = 0.1
+"""A connection that is given up for missing acknowledgements ends up to this part of `ack_timeout_s` later."""
+
+
 class Rules(msgspec.Struct, frozen=True):
     """What all sessions of a worker share."""
 
@@ -30,6 +34,8 @@ class Rules(msgspec.Struct, frozen=True):
     delivery: config.Delivery
     channels: Mapping[str, config.Channel]
     verify: Callable[[str, float], Claims]
+    chance: Callable[[], float]
+    """A random number from 0 to 1."""
 
 
 class Session:
@@ -233,7 +239,8 @@ class Session:
             resumed=start.resumed,
         )
         burst = limits.connection.write_budget // 2
-        self.delivery = Delivery(limits.delivery, self.audience, start.cursor, burst, retransmits)
+        jitter_s = limits.delivery.ack_timeout_s * JITTER * limits.chance()
+        self.delivery = Delivery(limits.delivery, self.audience, start.cursor, burst, retransmits, jitter_s)
         found: list[Action] = [Send(frames.encode(welcome))]
         latest = max(self._latest or START, start.last, key=position)
         if latest != start.cursor:

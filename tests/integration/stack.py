@@ -18,7 +18,11 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
-START_S = 60.0
+PICKY = """
+[channels.picky]
+uplink = "direct"
+send_to = "agents"
+"""
 ANSWER_S = 15.0
 
 
@@ -190,5 +194,5 @@ _shared: list[Demo] = []
 def shared_demo() -> Demo:
     """The demo of this test process; tests use names of their own, so that none disturbs another."""
     if not _shared:
-        _shared.append(Demo())
+        _shared.append(Demo(config=PICKY))
     return _shared[0]

@@ -159,3 +159,14 @@ class EveryServerTests(SynchronousTestCase):
         self.assertEqual(refused["code"], "not_allowed")
         for client in (sender, receiver, writer):
             client.close()
+
+    def test_direct_to_agents_only(self) -> None:
+        """A direct channel may let clients write to agents alone; an agent is one of this very channel."""
+        key = self.demo.ready["channels"]["picky"]["api_key"]
+        self.assertEqual(self.demo.business("PUT", "/v1/agents/picky-agent", {"shop": "picky-shop"}, key)[0], 200)
+        self.demo.agent("other-agent", "other-shop")
+        client = self.demo.client("picky-customer", channel="picky")
+        self.addCleanup(client.close)
+        for to, op in (("picky-agent", "sent"), ("other-agent", "error"), ("somebody", "error")):
+            answer = client.ask("sent", op="send", cid=to, to=to, type="t", body={})
+            self.assertEqual((answer["op"], answer.get("code")), (op, None if op == "sent" else "not_allowed"), to)

@@ -37,7 +37,7 @@ def verify(token: str, now: float) -> Claims:
 def rules(**sections: Any) -> Rules:
     """The rules of a configuration."""
     configured = settings(**sections)
-    return Rules(configured.connection, configured.delivery, configured.channels, verify)
+    return Rules(configured.connection, configured.delivery, configured.channels, verify, lambda: 0.0)
 
 
 def cursor(number: int) -> str:

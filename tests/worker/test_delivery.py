@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from imserver.data.interface import Entry
 from imserver.worker.actions import Read, Reread
 from imserver.worker.delivery import PAGE
-from tests.worker.rules import NOW, Talk, close_of, cursor, entry, frames_of, numbers, only
+from imserver.worker.session import Session
+from tests.worker.rules import NOW, Talk, close_of, cursor, entry, frames_of, numbers, only, rules
 
 
 def entries(first: int, last: int, size: int = 0) -> list[Entry]:
@@ -238,6 +240,20 @@ class AcknowledgementTests(Case):
         talk.wait(18)
         (frame,) = frames_of(talk.session.reread([entry(1)], talk.now))
         self.assertEqual(frame["attempt"], 2)
+
+    def test_jitter(self) -> None:
+        """The end comes up to a tenth of the time later, for each connection at its own moment."""
+        talk = Talk()
+        shared = rules(connection={"heartbeat_s": 1000.0})
+        talk.session = Session(msgspec.structs.replace(shared, chance=lambda: 0.5), "w.1", talk.now)
+        talk.enter()
+        talk.push(entry(1))
+        for _ in range(3):
+            (again,) = talk.wait(18)
+            self.assertIsInstance(again, Reread)
+            talk.session.reread([entry(1)], talk.now)
+        self.assertEqual(talk.wait(18.8), [])
+        self.assertEqual(close_of(talk.wait(0.2)), 4408)
 
     def test_no_retransmissions(self) -> None:
         """Configured to none, the first timeout closes."""

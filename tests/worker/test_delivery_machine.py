@@ -79,6 +79,10 @@ class DeliveryMachine(RuleBasedStateMachine):
     """One user with two devices, one worker, many senders."""
 
     unacked_max = 1000
+    swift = False
+    """The inbox answers by itself, most of the time."""
+    eager = False
+    """Clients read and acknowledge by themselves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,15 +97,19 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.index = {START: 0}
         self.conns = 0
 
-    @initialize(unacked_max=st.sampled_from([1, 2, 5, 1000]))
-    def configure(self, unacked_max: int) -> None:
-        """A window, small or large."""
-        self.unacked_max = unacked_max
+    @initialize(
+        unacked_max=st.sampled_from([1, 2, 5, 1000]), at_once=st.booleans(), swift=st.booleans(), eager=st.booleans()
+    )
+    def configure(self, unacked_max: int, at_once: bool, swift: bool, eager: bool) -> None:
+        """A window, small or large; the devices are connected, or are about to be; who answers by itself."""
+        self.unacked_max, self.swift, self.eager = unacked_max, swift, eager
         self.configured = rules(  # nothing leaves the inbox, nobody talks too much: other tests are about that
             delivery={"unacked_max": unacked_max, "inbox_length": 1_000_000},
             connection={"write_budget": BUDGET, "frames_burst": 1_000_000},
         )
         self.inboxes = MemoryInboxes(self.clock, self.configured.delivery, MemoryConnections())
+        for at in (0, 1):
+            self.connect(at, None, at_once)
 
     # -- senders and dispatchers -------------------------------------------------------------------------------
 
@@ -111,9 +119,10 @@ class DeliveryMachine(RuleBasedStateMachine):
         channel=st.sampled_from(["demo", "demo", "demo", "demo-direct", "demo-journal"]),
         origin=st.sampled_from([None, None, None, 0, 1]),
         kind=st.sampled_from([None, None, None, "ios", "expires"]),
+        at_once=st.booleans(),
     )
-    def send(self, count: int, size: int, channel: str, origin: int | None, kind: str | None) -> None:
-        """Store some messages; their pushes are on their way to whoever is registered now."""
+    def send(self, count: int, size: int, channel: str, origin: int | None, kind: str | None, at_once: bool) -> None:
+        """Store some messages; their pushes are on their way to whoever is registered now, or arrive at once."""
         for _ in range(count if not size else min(count, 10)):
             link = self.devices[origin].link if origin is not None else None
             delivery = Delivery(
@@ -129,7 +138,10 @@ class DeliveryMachine(RuleBasedStateMachine):
             self.entries.append(result(self.inboxes.read("u", self.last(), 1))[0])
             assert self.entries[-1].cursor == cursor
             self.index[cursor] = len(self.entries)
-            self.pushes.append((self.entries[-1], list(self.links)))
+            if at_once:
+                self.arrive(self.entries[-1], list(self.links))
+            else:
+                self.pushes.append((self.entries[-1], list(self.links)))
 
     def last(self) -> str:
         """Where the inbox ends."""
@@ -196,6 +208,10 @@ class DeliveryMachine(RuleBasedStateMachine):
                     self.lose(link)
                 case Ping():
                     link.session.heard(self.clock.seconds())
+        if self.swift and link in self.links and link.asked:
+            self.answer(link, "both")
+        if self.eager and link in self.links and link.wire and not link.paused:
+            self.read(link, 1000, "last")
 
     def written(self, link: Link, text: bytes) -> None:
         """A frame is on its way; the first time that a message is sent, nothing before it may be missing."""
@@ -234,10 +250,13 @@ class DeliveryMachine(RuleBasedStateMachine):
         link.device.link = None
 
     @precondition(lambda self: self.links)
-    @rule(at=st.integers(0, 1), step=st.sampled_from(["both", "both", "look", "answer", "fail"]))
+    @rule(at=st.integers(0, 1), step=st.sampled_from(["both", "both", "look", "race", "fail"]))
     def inbox(self, at: int, step: str) -> None:
-        """The inbox looks, answers (with what it had when it looked), or fails."""
-        link = self.links[at % len(self.links)]
+        """The inbox looks, answers (with what it had when it looked, so something may be stored since), or fails."""
+        self.answer(self.links[at % len(self.links)], step)
+
+    def answer(self, link: Link, step: str) -> None:
+        """What the inbox does with the first thing that this one asked."""
         if not link.asked:
             return
         action, entries = link.asked[0]
@@ -249,7 +268,9 @@ class DeliveryMachine(RuleBasedStateMachine):
         if entries is None:
             entries = result(self.inboxes.read("u", action.after, action.limit))
             link.asked[0] = action, entries
-        if step != "look":
+        if step == "race":
+            self.send(1, 0, "demo", None, None, True)
+        if step != "look" and link in self.links:
             del link.asked[0]
             answer = link.session.page if isinstance(action, Read) else link.session.reread
             self.perform(link, answer(entries, self.clock.seconds()))
@@ -270,9 +291,9 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     # -- clients -----------------------------------------------------------------------------------------------
 
-    @rule(at=st.integers(0, 1), since=st.sampled_from([None, None, "got", "$"]))
-    def connect(self, at: int, since: str | None) -> None:
-        """A device connects: from here on it is registered."""
+    @rule(at=st.integers(0, 1), since=st.sampled_from([None, None, "got", "$"]), at_once=st.booleans())
+    def connect(self, at: int, since: str | None, at_once: bool) -> None:
+        """A device connects: from here on it is registered. It is welcomed, at once or later."""
         device = self.devices[at]
         if device.link is not None:
             return
@@ -288,27 +309,36 @@ class DeliveryMachine(RuleBasedStateMachine):
         link.admit = admit
         device.link = link
         self.links.append(link)
+        if at_once:
+            self.welcome(link, "both")
 
     @precondition(lambda self: any(not link.session.open for link in self.links))
-    @rule(welcome=st.booleans())
-    def admit(self, welcome: bool) -> None:
-        """Its position is looked up; it is welcomed at once or later."""
-        link = next(link for link in self.links if not link.session.open)
+    @rule(step=st.sampled_from(["both", "both", "look", "race"]))
+    def admit(self, step: str) -> None:
+        """The position of one that waits is looked up, and it is welcomed then or later."""
+        self.welcome(next(link for link in self.links if not link.session.open), step)
+
+    def welcome(self, link: Link, step: str) -> None:
+        """Do both, or one, or both with a lost lease and a message in between."""
         assert link.admit is not None
         if link.found is None:
             link.found = result(self.inboxes.resume("u", link.device.name, link.admit.since))
             if link.admit.since == "$":
-                link.device.skipped |= {
-                    entry.cursor for entry in self.entries if position(entry.cursor) <= position(link.found.cursor)
-                }
-        if welcome:
+                link.device.skipped |= {entry.cursor for entry in self.entries[: self.index[link.found.cursor]]}
+        if step == "race":
+            self.send(1, 0, "demo", None, None, False)
+            self.lease_lost()
+        if step != "look" and link in self.links:
             self.perform(link, link.session.admitted(link.found, self.clock.seconds()))
 
     @precondition(lambda self: self.links)
     @rule(at=st.integers(0, 1), count=st.integers(1, 200), ack=st.sampled_from(["last", "last", "first", "far", None]))
     def receive(self, at: int, count: int, ack: str | None) -> None:
         """A client reads some frames, shows what is new, and perhaps acknowledges."""
-        link = self.links[at % len(self.links)]
+        self.read(self.links[at % len(self.links)], count, ack)
+
+    def read(self, link: Link, count: int, ack: str | None) -> None:
+        """What one client does."""
         frames = [frame for frame in link.wire[:count] if frame["op"] == "message"]
         del link.wire[:count]
         link.session.heard(self.clock.seconds())
@@ -345,10 +375,13 @@ class DeliveryMachine(RuleBasedStateMachine):
                 self.perform(link, link.session.resumed())
 
     @precondition(lambda self: self.links)
-    @rule(at=st.integers(0, 1))
-    def disconnect(self, at: int) -> None:
-        """A connection breaks."""
-        self.lose(self.links[at % len(self.links)])
+    @rule(at=st.integers(0, 1), since=st.sampled_from(["away", None, None, "got"]), at_once=st.booleans())
+    def disconnect(self, at: int, since: str | None, at_once: bool) -> None:
+        """A connection breaks; most of the time the client comes back."""
+        link = self.links[at % len(self.links)]
+        self.lose(link)
+        if since != "away":
+            self.connect(self.devices.index(link.device), since, at_once)
 
     # -- what holds --------------------------------------------------------------------------------------------
 
@@ -366,19 +399,12 @@ class DeliveryMachine(RuleBasedStateMachine):
         """When the dust has settled, every device has everything."""
         if not hasattr(self, "inboxes"):
             return
-        for at in (0, 1):
-            self.connect(at, None)
-        while any(not link.session.open for link in self.links):
-            self.admit(True)
+        self.back()
         self.push_in_order(len(self.pushes))
         while self.hints:
             self.hint(0)
         for _ in range(100_000):
-            for at, device in enumerate(self.devices):
-                if device.link is None:  # closed as a slow reader: it comes back
-                    self.connect(at, None)
-                    while any(not link.session.open for link in self.links):
-                        self.admit(True)
+            self.back()
             for at, link in enumerate(list(self.links)):
                 self.reading(at, False)
                 self.inbox(at, "both")
@@ -397,6 +423,14 @@ class DeliveryMachine(RuleBasedStateMachine):
             missing = {entry.cursor for entry in self.entries if self.wants(link, entry)}
             missing -= {*device.shown, *device.skipped, *self.own(device)}
             assert not missing, (device.name, missing)
+
+    def back(self) -> None:
+        """Both devices are connected and welcomed; one that was closed as a slow reader comes back."""
+        for at in (0, 1):
+            self.connect(at, None, True)
+        for link in list(self.links):
+            if not link.session.open:
+                self.welcome(link, "both")
 
     def own(self, device: Device) -> set[str]:
         """What the device itself sent and was told so: its own acknowledgements cover it."""
