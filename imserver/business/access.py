@@ -9,8 +9,11 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from imserver import config
+from imserver.data.bans import Bans
+from imserver.http.addresses import client_address
 from imserver.http.problems import forbidden, invalid, unauthorized
-from imserver.protocol.tokens import TokenError, Tokens
+from imserver.protocol.codes import banned_until
+from imserver.protocol.tokens import Claims, TokenError, Tokens
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,9 +44,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 class Access:
     """The authenticator of the business server's calls."""
 
-    def __init__(self, settings: config.Config, tokens: Tokens, clock: IReactorTime) -> None:
+    def __init__(self, settings: config.Config, tokens: Tokens, clock: IReactorTime, bans: Bans) -> None:
         self._keys = [(key.encode(), name) for name, channel in settings.channels.items() for key in channel.api_keys]
         self._tokens = tokens
+        self._bans = bans
+        self._proxies = settings.worker.trusted_proxies
         self._clock = clock
 
     async def __call__(self, request: Any, scheme: str) -> Caller:
@@ -63,7 +68,17 @@ class Access:
             raise unauthorized("This key or token is not valid.") from None
         if scheme == "key":
             raise forbidden("This call needs a channel's API key.")
+        if not claims.cluster:  # a worker has let its user in already
+            await self._refuse_banned(request, claims)
         return Caller(channels=claims.channels, uid=claims.uid, role=claims.role, info=claims.info, conn=claims.conn)
+
+    async def _refuse_banned(self, request: Any, claims: Claims) -> None:
+        """Who may not connect may not call either (contract: Close codes, 4403)."""
+        peer = str(getattr(request.getClientAddress(), "host", "unix"))
+        address = client_address(peer, request.getHeader("x-forwarded-for"), self._proxies)
+        ban = await self._bans.check(claims.uid, address, claims.channels, int(self._clock.seconds() * 1000))
+        if ban is not None:
+            raise forbidden(f"blacklisted {banned_until(ban.until_ts)}")
 
     def _channel(self, credential: bytes) -> str | None:
         found = None

@@ -28,6 +28,7 @@ from imserver.business.presence import MERCHANT, Presence
 from imserver.business.shops import Shops
 from imserver.business.threads import Threads
 from imserver.business.words import Words
+from imserver.data.bans import RedisBans
 from imserver.data.connections import RedisConnections
 from imserver.data.database import Database
 from imserver.data.events import RESUBSCRIBED, RedisEvents
@@ -126,7 +127,7 @@ class BusinessServer:
                 registry=metrics.registry,
                 clock=clock,
             ),
-            Access(settings, tokens, clock),
+            Access(settings, tokens, clock, RedisBans(redis, settings.suspension)),
             clock=clock,
             allowed_origins=settings.business.allowed_origins,
             errors={Unavailable: _unavailable},

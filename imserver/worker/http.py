@@ -10,13 +10,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request as WebRequest
 
 from imserver.data.interface import Inboxes
+from imserver.http.addresses import client_address
 from imserver.http.problems import bad_query, forbidden, invalid, unauthorized, unavailable
 from imserver.http.routes import TAKEN, Call, Route
 from imserver.protocol.syntax import Cursor, Device, Platform, position
 from imserver.protocol.tokens import Claims, TokenError, Tokens
 from imserver.worker.acknowledgements import Acknowledgements
 from imserver.worker.actions import Admit
-from imserver.worker.admission import Admission, client_address
+from imserver.worker.admission import Admission
 from imserver.worker.stream import EventStream
 from imserver.worker.websocket import Hosts
 

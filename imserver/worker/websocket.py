@@ -19,8 +19,8 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from imserver import config
+from imserver.http.addresses import client_address
 from imserver.protocol import codes
-from imserver.worker.admission import client_address
 from imserver.worker.connection import Connection, Face
 
 log = Logger()
@@ -106,7 +106,7 @@ class ImProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             connection.lost()
 
     def _slim(self) -> None:
-        """Keep only what differs from connection to connection: 2.5 KB instead of 6 (docs/memory.rst).
+        """Keep only what differs from connection to connection, which is little (docs/memory.rst).
 
         What is the same for all at rest becomes an attribute of the class; whatever Autobahn sets later is the
         connection's own again.

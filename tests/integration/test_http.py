@@ -116,6 +116,8 @@ class EveryServerTests(SynchronousTestCase):
         self.assertEqual(refused.closed()[0], 4403)
         stream = f"{self.demo.ready['worker_http'][0]}/v1/stream?device=d&token={self.demo.token('http-banned')}"
         self.assertEqual(self.demo.call("GET", stream, key="")[0], 403)
+        status, problem = self.demo.business("GET", "/v1/conversations", key=self.demo.token("http-banned"))
+        self.assertEqual((status, problem["code"]), (403, "not_allowed"))
         self.assertEqual(self.demo.dispatcher("DELETE", "/v1/blacklist/uid/http-banned")[0], 200)
         self.assertEqual(self.demo.dispatcher("GET", "/v1/blacklist/uid/http-banned")[0], 404)
         self.demo.client("http-banned").close()
