@@ -114,12 +114,18 @@ class HttpClient:
         if token is not None:
             sent["Authorization"] = f"Bearer {token}"
         sent.update(headers or {})
+        deadline = self._reactor.seconds() + timeout
         calling = Deferred.fromCoroutine(self._attempts(method, url, body, sent, retries))
         calling.addTimeout(timeout, self._reactor)
         try:
             return await calling
         except _CONNECTION_ERRORS as error:
             raise Unreachable(f"{method} {url}: {_reason(error)}") from error
+        except Exception as error:
+            if self._reactor.seconds() < deadline:
+                raise
+            # a connection that is cancelled while it is being made may end with whatever its endpoint raises
+            raise Unreachable(f"{method} {url}: no answer in {timeout:g} s") from error
 
     async def close(self) -> None:
         """Close all kept connections."""

@@ -96,6 +96,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.entries: list[Entry] = []
         self.index = {START: 0}
         self.conns = 0
+        self.busy = False
 
     @initialize(
         unacked_max=st.sampled_from([1, 2, 5, 1000]), at_once=st.booleans(), swift=st.booleans(), eager=st.booleans()
@@ -209,10 +210,22 @@ class DeliveryMachine(RuleBasedStateMachine):
                     self.lose(link)
                 case Ping():
                     link.session.heard(self.clock.seconds())
-        if self.swift and link in self.links and link.asked:
-            self.answer(link, "both")
-        if self.eager and link in self.links and link.wire and not link.paused:
-            self.read(link, 1000, "last")
+        if not self.busy:
+            self.busy = True
+            while self.go_on():
+                pass
+            self.busy = False
+
+    def go_on(self) -> bool:
+        """Do one thing of those that happen by themselves; whether there was one."""
+        for link in self.links:
+            if self.swift and link.asked:
+                self.answer(link, "both")
+                return True
+            if self.eager and link.wire and not link.paused:
+                self.read(link, 1000, "last")
+                return True
+        return False
 
     def written(self, link: Link, text: bytes) -> None:
         """A frame is on its way; the first time that a message is sent, nothing before it may be missing."""
@@ -446,7 +459,7 @@ class MachineTests(SynchronousTestCase):
         run_state_machine_as_test(
             DeliveryMachine,
             settings=settings(
-                max_examples=40,
+                max_examples=200,
                 stateful_step_count=50,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
