@@ -247,6 +247,12 @@ class Worker:
                 log.warn("the mailbox cannot be read: {why}", why=str(error))
                 await deferLater(self._reactor, FRESH_S)
                 continue
+            except CancelledError:
+                raise
+            except Exception:  # hints must not end for good
+                log.failure("reading the mailbox failed")
+                await deferLater(self._reactor, FRESH_S)
+                continue
             for after, uid, cursor in mail:  # noqa: B007 (the last one is where the next look begins)
                 for connected in self._near.hub.of(uid) if self._near is not None else ():
                     connected.behind(cursor)

@@ -15,6 +15,8 @@ from websockets.exceptions import InvalidStatus
 from imserver.data.bans import Ban, RedisBans
 from imserver.data.redis import Redis
 from imserver.protocol import codes
+from imserver.protocol.deliveries import Head, encode_head
+from imserver.rpc.interface import Pushed
 from tests.servers import settings
 from tests.worker.stage import Client, Stage, masked, read_close
 
@@ -222,6 +224,24 @@ class SlowTests(Stage):
             most = max(most, buffered)
         self.assertFalse(connection.session.open)
         self.assertLess(most, 262144 + 65536)
+        self.assertEqual(await deferToThread(read_close, made), 4413)
+
+    async def test_slow_reader_of_signals(self) -> None:
+        """What is not stored counts as well: it is written at once, but not without end."""
+        made = await self.upgraded(receive_buffer=4096)
+        hello = {"op": "hello", "token": self.token("slow"), "device": "d"}
+        made.sendall(masked(1, ujson.dumps(hello).encode()))
+        await self.until(lambda: any(one.session.open for one in self.worker._open))
+        (connection,) = self.worker._open
+        face: Any = connection._face
+        assert self.worker._near is not None
+        signal = Pushed(
+            "slow", "message", "", "", encode_head(Head("x", "demo-direct")), b'"x":"%s"}' % (b"x" * 60_000)
+        )
+        for _ in range(100):
+            self.worker._near.hub.deliver([signal])
+            self.assertLess(len(face.transport.dataBuffer) + face.transport._tempDataLen, 262144 + 3 * 65536)
+        self.assertFalse(connection.session.open)
         self.assertEqual(await deferToThread(read_close, made), 4413)
 
     async def test_large_backlog(self) -> None:
