@@ -88,8 +88,6 @@ def _channel_mistakes(name: str, channel: Channel, owners: dict[str, str]) -> li
             found.append(f"{path}.api_keys[{index}]: needs at least {SECRET_MIN} characters")
         if owners.setdefault(key, name) != name:
             found.append(f"{path}.api_keys[{index}]: is the key of channel {owners[key]} too")
-    if channel.webhook_url and len(channel.webhook_secret) < SECRET_MIN:
-        found.append(f"{path}.webhook_secret: needs at least {SECRET_MIN} characters")
     return found
 
 

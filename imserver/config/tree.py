@@ -94,8 +94,6 @@ class Channel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         str, _doc("the word policy: channels naming the same one share its list; empty: the channel's own")
     ] = ""
     journal_length: Annotated[Count, _doc("entries kept of a `journal` uplink")] = 100000
-    webhook_url: Annotated[str, _doc("where its back office hears of events; empty: nowhere")] = ""
-    webhook_secret: Annotated[str, _doc("signs them; at least 16 characters")] = ""
     away_message: Annotated[str, _doc("told to a customer when no agent is connected; empty: nothing")] = ""
 
 
