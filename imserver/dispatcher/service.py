@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet import defer
-from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from imserver import __version__, config
@@ -22,6 +20,7 @@ from imserver.data.mailboxes import RedisMailboxes
 from imserver.data.redis import Redis
 from imserver.dispatcher.http import DispatcherApi, Parts
 from imserver.http.site import Site
+from imserver.ops.background import Repeated
 from imserver.ops.metrics import Metrics
 from imserver.ops.startup import listen
 from imserver.ops.trail import Trail
@@ -46,10 +45,8 @@ class Dispatcher:
         self._redis: Redis | None = None
         self._events: RedisEvents | None = None
         self._peers: PerspectivePeers | None = None
-        self._router: Router | None = None
         self._api: DispatcherApi | None = None
-        self._refresh = LoopingCall(self._look)
-        self._refresh.clock = reactor
+        self._look: Repeated | None = None
         self.port: IListeningPort | None = None
 
     async def start(self) -> None:
@@ -62,13 +59,12 @@ class Dispatcher:
         leases = RedisLeases(redis, settings.worker.lease_ttl_s)
         workers = Workers(leases, self._peers)
         self._events = RedisEvents(reactor, redis, settings.redis)
-        self._events.subscribe(self._heard)
         await redis.insist(workers.refresh)
         inboxes = RedisInboxes(redis, reactor, settings.delivery)
         pushes = metrics.counter("pushes", "Frames by how they reached a worker, or did not.", ("strategy",))
         metrics.gauge_of("workers", "Live workers.", lambda: len(workers.all()))
         metrics.gauge_of("redis_in_flight", "Redis commands under way.", lambda: redis.in_flight)
-        router = self._router = Router(
+        router = Router(
             inboxes,
             RedisConnections(redis),
             workers,
@@ -77,7 +73,9 @@ class Dispatcher:
             lambda strategy: pushes.labels(strategy).inc(),
             Trail(reactor),
         )
-        self._refresh.start(FRESH_S, now=False).addErrback(_unexpected)
+        self._look = Repeated(reactor, "workers", FRESH_S, router.look, (Unavailable,))
+        self._look.start()
+        self._events.subscribe(self._heard)
         self._api = DispatcherApi(
             Parts(
                 settings=settings,
@@ -102,23 +100,12 @@ class Dispatcher:
                 await self._api.pushing.room.idle().addTimeout(FINISH_S, self._reactor)
             except defer.TimeoutError:
                 log.warn("stopping with deliveries under way after {seconds} s", seconds=FINISH_S)
-        if self._refresh.running:
-            self._refresh.stop()
+        if self._look is not None:
+            self._look.stop()
         for part in (self._events, self._peers, self._redis):
             if part is not None:
                 await part.stop()
 
     def _heard(self, event: dict[str, Any]) -> None:
-        if event.get("event") in _WORKER_EVENTS:
-            self._look()
-
-    def _look(self) -> Deferred[None]:
-        """See which workers live; the last view stays while Redis is away."""
-        if self._router is None:  # still starting
-            return succeed(None)
-        looking = Deferred.fromCoroutine(self._router.look())
-        return looking.addErrback(lambda failure: failure.trap(Unavailable) and None).addErrback(_unexpected)
-
-
-def _unexpected(failure: Any) -> None:
-    log.failure("looking for workers failed", failure)
+        if event.get("event") in _WORKER_EVENTS and self._look is not None:
+            self._look.run_now()

@@ -12,6 +12,8 @@ from collections import deque
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
+from imserver.protocol.syntax import position
+
 LENGTH = 10_000
 """Events of one server that are kept."""
 _PREFIX = 512
@@ -38,13 +40,13 @@ class Trail:
 
     def __init__(self, clock: IReactorTime, length: int = LENGTH) -> None:
         self._clock = clock
-        self._stored: deque[tuple[float, str, str, str, bool, int]] = deque(maxlen=length)
+        self._stored: deque[tuple[float, tuple[str, str], str, str, bool, int]] = deque(maxlen=length)
         self._sent: deque[tuple[float, str, str, bytes]] = deque(maxlen=length)
         self._acknowledged: deque[tuple[float, str, str]] = deque(maxlen=length)
 
-    def stored(self, id: str, uid: str, cursor: str, duplicate: bool, connections: int) -> None:
+    def stored(self, id: str, channel: str, uid: str, cursor: str, duplicate: bool, connections: int) -> None:
         """A message is in an inbox, and was pushed to so many connections."""
-        self._stored.append((self._clock.seconds(), id, uid, cursor, duplicate, connections))
+        self._stored.append((self._clock.seconds(), (id, channel), uid, cursor, duplicate, connections))
 
     def sent(self, uid: str, conn: str, frame: bytes) -> None:
         """A frame was written to a connection; what it says is looked at only when somebody asks."""
@@ -59,7 +61,7 @@ class Trail:
         found = [
             Event(int(at * 1000), "duplicate" if duplicate else "stored", uid, cursor, connections=connections)
             for at, stored, uid, cursor, duplicate, connections in self._stored
-            if stored == id
+            if stored == (id, channel)
         ]
         wanted, named = id.encode(), b'"channel":"%s"' % channel.encode()
         for at, uid, conn, prefix in self._sent:
@@ -75,11 +77,6 @@ class Trail:
 
     def _covering(self, conn: str, cursor: str, since: float) -> float | None:
         """When the connection first acknowledged this cursor or a later one."""
-        mine = _position(cursor)
+        mine = position(cursor)
         acks = ((at, upto) for at, acked, upto in self._acknowledged if acked == conn and at >= since)
-        return next((at for at, upto in acks if _position(upto) >= mine), None)
-
-
-def _position(cursor: str) -> tuple[int, int]:
-    head, _, tail = cursor.partition("-")
-    return int(head), int(tail)
+        return next((at for at, upto in acks if position(upto) >= mine), None)

@@ -98,7 +98,7 @@ class Router:
         )
         reached = await self._push(pushed, records)
         if self._trail is not None and delivery.op == "message":
-            self._trail.stored(delivery.id, delivery.to, cursor, duplicate, reached)
+            self._trail.stored(delivery.id, delivery.channel, delivery.to, cursor, duplicate, reached)
         return Outcome(delivery.to, cursor or None, duplicate, reached)
 
     async def _push(self, pushed: Pushed, records: Sequence[ConnectionRecord]) -> int:

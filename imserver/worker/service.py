@@ -230,9 +230,7 @@ class Worker:
     def _heard(self, event: dict[str, Any]) -> None:
         match event:
             case {"event": "join" | "leave"}:
-                Deferred.fromCoroutine(self._workers.refresh()).addErrback(
-                    lambda failure: failure.trap(Unavailable) and None
-                )
+                self._workers_loop.run_now()
             case {"event": "drain", "worker": worker} if worker == self._name:
                 log.info("told to drain")
                 self._reactor.stop()

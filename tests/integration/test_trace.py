@@ -31,6 +31,8 @@ class TraceTests(SynchronousTestCase):
         steps = ["accepted as 1 of conversation", "stored in the inbox of trace-agent", "sent to trace-agent on"]
         for step in [*steps, "acknowledged by trace-agent", "stored in the inbox of trace-customer"]:
             self.assertIn(step, text)
+        other = demo.ready["channels"]["demo-direct"]["api_key"]  # of another channel: nothing is there for it
+        self.assertEqual(demo.dispatcher("GET", f"/v1/messages/{sent['id']}/trail", key=other)[1], {"trail": []})
         for client in (agent, customer):
             client.close()
 
