@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IListeningPort
@@ -24,7 +25,7 @@ from imserver.business.lists import Lists
 from imserver.business.lookup import Lookup
 from imserver.business.messages import Messages
 from imserver.business.outbox import Outbox
-from imserver.business.presence import MERCHANT, Presence
+from imserver.business.presence import ANSWER_S, MERCHANT, Presence
 from imserver.business.shops import Shops
 from imserver.business.threads import Threads
 from imserver.business.words import Words
@@ -43,6 +44,8 @@ from imserver.http.standard import with_standard
 from imserver.ops.metrics import Metrics
 from imserver.ops.startup import StartupError, listen
 from imserver.protocol.tokens import Tokens
+from imserver.routing.workers import FRESH_S, Workers
+from imserver.rpc.peers import PerspectivePeers
 
 log = Logger()
 WORDS_EVERY_S = 1.0
@@ -87,7 +90,11 @@ class BusinessServer:
         conversations = Conversations(
             redis, archive, cid_ttl_s=settings.delivery.cid_ttl_s, lease_s=settings.business.dispatch_lease_s
         )
-        presence = Presence(RedisConnections(redis), RedisLeases(redis, settings.worker.lease_ttl_s))
+        answers_soon = min(ANSWER_S, settings.cluster.rpc_timeout_s)
+        peers = PerspectivePeers(reactor, msgspec.structs.replace(settings.cluster, rpc_timeout_s=answers_soon))
+        self._stops.append(peers.stop)
+        workers = Workers(RedisLeases(redis, settings.worker.lease_ttl_s), peers)
+        presence = Presence(RedisConnections(redis), workers, peers)
         shops = Shops(redis, presence, settings.assignment, clock)
         lists = Lists(redis, conversations, shops)
         history = History(redis, archive)
@@ -105,6 +112,7 @@ class BusinessServer:
         events = RedisEvents(reactor, redis, settings.redis)
         events.subscribe(lambda event: self._hear(event, desks))
         self._stops += [archiver.stop, events.stop, desks.stop, outbox.stop, kept.finish]
+        self._every("workers", FRESH_S, workers.refresh)
         self._every("words", WORDS_EVERY_S, words.refresh)
         self._every("outbox", settings.business.sweep_s, outbox.sweep)
         self._every("desks", settings.business.sweep_s, desks.sweep)

@@ -60,6 +60,10 @@ class Receiver:
         self.told.append((kind, value, channels, code, reason))
         return 2
 
+    def present(self, uids: Sequence[str], role: str, channel: str) -> list[str]:
+        """Nobody."""
+        return []
+
 
 class Peers:
     """The ways to the receivers."""
