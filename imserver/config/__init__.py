@@ -23,6 +23,8 @@ from imserver.config.tree import (
     Redis,
     Suspension,
     Tokens,
+    WebhookEvent,
+    Webhooks,
     Worker,
 )
 
@@ -44,6 +46,8 @@ __all__ = [
     "Redis",
     "Suspension",
     "Tokens",
+    "WebhookEvent",
+    "Webhooks",
     "Worker",
     "default_toml",
     "load",

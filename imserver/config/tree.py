@@ -9,6 +9,7 @@ from msgspec import Meta, field
 
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+WebhookEvent = Literal["message", "assigned", "waiting", "closed", "offline"]
 
 
 def _doc(text: str) -> Meta:
@@ -95,6 +96,17 @@ class Channel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ] = ""
     journal_length: Annotated[Count, _doc("entries kept of a `journal` uplink")] = 100000
     away_message: Annotated[str, _doc("told to a customer when no agent is connected; empty: nothing")] = ""
+    webhook_url: Annotated[str, _doc("told by POST of what happens in this channel; empty: nobody is")] = ""
+    webhook_secrets: Annotated[
+        list[str],
+        _doc(
+            "sign what is posted there: `whsec_` and the base64 of at least 24 bytes;"
+            " several while receivers change over"
+        ),
+    ] = field(default_factory=list)
+    webhook_events: Annotated[
+        list[WebhookEvent], _doc("what it is told of; `offline`: a receiver has nobody online")
+    ] = field(default_factory=lambda: ["message", "assigned", "waiting", "closed", "offline"])
 
 
 class Worker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -205,6 +217,23 @@ class Moderation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     on_failure: Annotated[Literal["open", "closed"], _doc("no answer: let the message pass, or refuse it")] = "open"
 
 
+class Webhooks(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How back offices are told of what happens ([channels.NAME] webhook_url says who)."""
+
+    timeout_s: Annotated[Seconds, _doc("deadline of one POST")] = 10.0
+    in_flight: Annotated[Count, _doc("POSTs of one channel and server at a time")] = 16
+    retry_first_s: Annotated[
+        Seconds, _doc("a failed one is tried again after so long, then after twice as long, ...")
+    ] = 2.0
+    retry_max_s: Annotated[Seconds, _doc("... up to this")] = 600.0
+    give_up_s: Annotated[Seconds, _doc("what failed for so long goes to the list of the dead: imctl webhooks")] = (
+        259200.0
+    )
+    length: Annotated[Count, _doc("events waiting in one channel; beyond it the oldest die")] = 100000
+    dead_length: Annotated[Count, _doc("dead events kept of one channel")] = 10000
+    poll_s: Annotated[Seconds, _doc("how often a server looks for events that are due")] = 0.5
+
+
 class Suspension(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Who connects too often is suspended for a while."""
 
@@ -231,4 +260,5 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     messages: Messages = field(default_factory=Messages)
     assignment: Assignment = field(default_factory=Assignment)
     moderation: Moderation = field(default_factory=Moderation)
+    webhooks: Webhooks = field(default_factory=Webhooks)
     suspension: Suspension = field(default_factory=Suspension)
