@@ -95,6 +95,13 @@ class ConfigTests(SynchronousTestCase):
         (found,) = self.mistakes(GOOD | {"channels": {"a": {"api_keys": ["k" * 16], **hook}}})
         self.assertIn("openssl rand -base64 32", found)
 
+    def test_hours(self) -> None:
+        """Opening hours and their time zone have to be some."""
+        shop = {"opening_hours": ["mon-fri 09:00-18:00", "monday 9-18"], "time_zone": "Mars/Base"}
+        found = self.mistakes(GOOD | {"channels": {"a": {"api_keys": ["k" * 16], **shop}}})
+        keys = sorted(text.split(":")[0] for text in found)
+        self.assertEqual(keys, ["channels.a.opening_hours[1]", "channels.a.time_zone"])
+
     def test_a_secret_is_not_told(self) -> None:
         """A mistake in a secret does not put it on the terminal."""
         found = " ".join(self.mistakes(GOOD | {"cluster": {"secret": ["hush-hush"]}}))

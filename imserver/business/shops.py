@@ -217,10 +217,6 @@ class Shops:
             await self._webhooks.record(desk.channel, [_event(desk, pairs(fields)) for _, fields in found])
             await self._redis.command("XDEL", f"{desk.prefix}:events", *[entry for entry, _ in found])
 
-    async def any_online(self, desk: Desk) -> bool:
-        """Whether any agent of this desk is connected."""
-        return bool(await self._online(desk))
-
     async def _online(self, desk: Desk) -> str:
         uids = [uid.decode() for uid in await self._redis.command("HKEYS", f"{desk.prefix}:agents")]
         return " ".join(sorted(await self._presence.agents_online(desk.channel, uids)))

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from twisted.internet import endpoints
 
+from imserver.config.hours import OpeningHours
 from imserver.config.tree import Channel, Config, Tokens
 
 SECRET_MIN = 16
@@ -92,6 +93,15 @@ def _channel_mistakes(name: str, channel: Channel, owners: dict[str, str]) -> li
             found.append(f"{path}.api_keys[{index}]: needs at least {SECRET_MIN} characters")
         if owners.setdefault(key, name) != name:
             found.append(f"{path}.api_keys[{index}]: is the key of channel {owners[key]} too")
+    try:
+        OpeningHours([], channel.time_zone)
+    except ValueError as error:
+        found.append(f"{path}.time_zone: {error}")
+    for index, text in enumerate(channel.opening_hours):
+        try:
+            OpeningHours([text], "UTC")
+        except ValueError as error:
+            found.append(f"{path}.opening_hours[{index}]: {error}")
     return found + _webhook_mistakes(path, channel)
 
 

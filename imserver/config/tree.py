@@ -95,7 +95,13 @@ class Channel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         str, _doc("the word policy: channels naming the same one share its list; empty: the channel's own")
     ] = ""
     journal_length: Annotated[Count, _doc("entries kept of a `journal` uplink")] = 100000
-    away_message: Annotated[str, _doc("told to a customer when no agent is connected; empty: nothing")] = ""
+    away_message: Annotated[
+        str, _doc("told to a customer who has to wait because the shop is closed or no agent is there; empty: nothing")
+    ] = ""
+    opening_hours: Annotated[list[str], _doc('such as ["mon-fri 09:00-18:00", "sat 10:00-14:00"]; empty: always')] = (
+        field(default_factory=list)
+    )
+    time_zone: Annotated[str, _doc("... in this time zone, such as Europe/Berlin")] = "UTC"
     webhook_url: Annotated[str, _doc("told by POST of what happens in this channel; empty: nobody is")] = ""
     webhook_secrets: Annotated[
         list[str],
@@ -203,8 +209,10 @@ class Assignment(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     strategy: Annotated[Literal["least_loaded", "round_robin"], _doc("among the agents that are free")] = "least_loaded"
     sticky: Annotated[bool, _doc("a returning customer gets the last agent, if online and not full")] = True
-    answer_timeout_s: Annotated[int, Meta(ge=0), _doc("an agent silent for so long loses the customer; 0: never")] = 0
-    offline_grace_s: Annotated[Seconds, _doc("an agent gone for so long loses the waiting customers")] = 60.0
+    answer_timeout_s: Annotated[
+        int, Meta(ge=0), _doc("who has not answered for so long loses the customer, if another is free; 0: never")
+    ] = 300
+    offline_grace_s: Annotated[Seconds, _doc("who is gone for so long loses customers that wait for an answer")] = 20.0
     capacity: Annotated[Count, _doc("customers at a time of an agent who names no capacity")] = 5
     queue_max: Annotated[Count, _doc("customers waiting in one shop")] = 10000
 
