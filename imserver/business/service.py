@@ -132,6 +132,9 @@ class BusinessServer:
         self._every("workers", FRESH_S, workers.refresh)
         self._every("words", WORDS_EVERY_S, words.refresh)
         self._every("webhooks", settings.webhooks.poll_s, sender.sweep)
+        waiting = metrics.gauge("webhook_waiting", "Events that a back office is to be told.", ("channel",))
+        dead = metrics.gauge("webhook_dead", "Events that were given up.", ("channel",))
+        self._every("webhook gauges", settings.business.sweep_s, lambda: sender.measure(waiting, dead))
         self._every("outbox", settings.business.sweep_s, outbox.sweep)
         self._every("desks", settings.business.sweep_s, desks.sweep)
 

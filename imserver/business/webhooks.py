@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from prometheus_client import Gauge
 from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
@@ -86,6 +87,13 @@ class WebhookSender:
         line = self._lines.get(channel)
         if line is not None:
             Deferred.fromCoroutine(self._look(line)).addErrback(self._failed)
+
+    async def measure(self, waiting: Gauge, dead: Gauge) -> None:
+        """Set how many events wait and are dead, by channel."""
+        for name in self._lines:
+            state = await self._store.state(name)
+            waiting.labels(name).set(state.waiting)
+            dead.labels(name).set(state.dead)
 
     async def sweep(self) -> None:
         """Look in every channel; `Unavailable` if Redis is."""

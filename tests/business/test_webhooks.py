@@ -195,6 +195,12 @@ class FailureTests(WebhookCase):
         response = await self.http.get(f"{self.url}/metrics")
         self.assertIn(b'im_webhook_posts_total{channel="demo",outcome="failed"}', await response.content())
 
+        async def measured() -> bool:
+            response = await self.http.get(f"{self.url}/metrics")
+            return b'im_webhook_waiting{channel="demo"} 0.0' in await response.content()
+
+        await self.until(measured)
+
     async def test_one_bad_event(self) -> None:
         """An event that is never taken does not hold up the others; in the end it dies, and can be told after all."""
         await self.serve(webhooks={"give_up_s": 0.5})
