@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET
+from twisted.internet.defer import DeferredLock
 from twisted.internet.interfaces import IReactorTime
 
 from imserver import config
@@ -78,6 +79,7 @@ class Shops:
         self._webhooks = webhooks
         self._settings = settings
         self._clock = clock
+        self._passing = DeferredLock()
 
     async def shop_of(self, channel: str, uid: str) -> str | None:
         """The shop of an agent, None if it is none."""
@@ -213,9 +215,11 @@ class Shops:
         """Give the webhooks what the back office is to be told of this desk; twice if we die in between."""
         if not self._webhooks.wanted(desk.channel):
             return
-        while found := await self._redis.command("XRANGE", f"{desk.prefix}:events", "-", "+", "COUNT", _EVENTS_AT_ONCE):
-            await self._webhooks.record(desk.channel, [_event(desk, pairs(fields)) for _, fields in found])
-            await self._redis.command("XDEL", f"{desk.prefix}:events", *[entry for entry, _ in found])
+        key = f"{desk.prefix}:events"
+        async with self._passing:  # one at a time here: the sweeper and a change would both pass the same on
+            while found := await self._redis.command("XRANGE", key, "-", "+", "COUNT", _EVENTS_AT_ONCE):
+                await self._webhooks.record(desk.channel, [_event(desk, pairs(fields)) for _, fields in found])
+                await self._redis.command("XDEL", key, *[entry for entry, _ in found])
 
     async def _online(self, desk: Desk) -> str:
         uids = [uid.decode() for uid in await self._redis.command("HKEYS", f"{desk.prefix}:agents")]
