@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 
 from imserver.business.assignment import Standing, State
 from imserver.business.conversations import Conversations, Place, Summary
+from imserver.business.history import fitting
 from imserver.business.shops import Desk, Shops
 from imserver.data.redis import Redis
 
@@ -106,7 +107,7 @@ class Lists:
             if len(found) > limit or len(rows) < size:
                 break
             offset, size = offset + size, 200
-        return cut(found, limit)
+        return cut(found, min(limit, fitting([item.last or Raw(b"") for item in found[: limit + 1]])))
 
     async def _window(self, keys: Sequence[str], before: int | None, size: int) -> list[tuple[str, int]]:
         top = "+inf" if before is None else f"({before}"

@@ -8,6 +8,7 @@ has to be secret has no default, and its absence is a mistake.
 from imserver.config.reading import PREFIX, ConfigError, load, parse, read
 from imserver.config.template import default_toml
 from imserver.config.tree import (
+    BODY_MAX,
     Assignment,
     Business,
     Channel,
@@ -27,6 +28,7 @@ from imserver.config.tree import (
 )
 
 __all__ = [
+    "BODY_MAX",
     "PREFIX",
     "Assignment",
     "Business",

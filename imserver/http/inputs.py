@@ -33,6 +33,12 @@ def _constant(text: str) -> None:
     raise _NotJson(f"{text} is not JSON")
 
 
+DEPTH_MAX = 100
+"""How deep objects and lists may be nested. What is accepted is read again on its way, within other objects: without a
+bound of its own it would be Python's, which depends on where it is read."""
+
+_TOO_DEEP = "JSON is nested too deeply"
+_MARKS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant)
 
@@ -62,16 +68,18 @@ def read_json(raw: bytes, kind: Any, *, prefix: str = "", checked: bool = False)
     except UnicodeDecodeError:
         raise bad_json("The body is not UTF-8.") from None
     except RecursionError:
-        raise bad_json("JSON is nested too deeply") from None
+        raise bad_json(_TOO_DEEP) from None
     except msgspec.DecodeError as error:
         raise bad_json(str(error)) from None
     if not checked:
+        if _too_deep(raw):
+            raise bad_json(_TOO_DEEP)
         try:
             if wrong:  # msgspec stops at the first field that does not fit: the rest may not even be JSON
                 _decoder(msgspec.Raw).decode(raw)
             _STRICT.decode(text)
         except RecursionError:
-            raise bad_json("JSON is nested too deeply") from None
+            raise bad_json(_TOO_DEEP) from None
         except (_NotJson, msgspec.DecodeError, json.JSONDecodeError) as error:
             raise bad_json(str(error)) from None
         except ValueError:
@@ -79,6 +87,20 @@ def read_json(raw: bytes, kind: Any, *, prefix: str = "", checked: bool = False)
     if wrong:
         raise wrong
     return value
+
+
+def _too_deep(raw: bytes) -> bool:
+    if raw.count(b"[") + raw.count(b"{") <= DEPTH_MAX:  # nearly always
+        return False
+    depth = 0
+    for mark in _MARKS.finditer(raw):
+        if mark[0] in (b"[", b"{"):
+            depth += 1
+            if depth > DEPTH_MAX:
+                return True
+        elif mark[0] in (b"]", b"}"):
+            depth -= 1
+    return False
 
 
 def read_lines(raw: bytes) -> list[bytes]:

@@ -26,6 +26,7 @@ from imserver.protocol.syntax import (
     Seq,
     Shop,
     Since,
+    Skill,
     Timestamp,
     Uid,
     json_object,
@@ -66,6 +67,7 @@ class Send(_In, frozen=True, gc=False, tag="send"):
     conversation: ConversationId | None = None
     shop: Shop | None = None
     channel: ChannelName | None = None
+    skill: Skill | None = None
 
 
 class Ack(_In, frozen=True, gc=False, tag="ack"):

@@ -22,6 +22,9 @@ MessageType = Annotated[str, Meta(pattern=r"^[a-z0-9_-]{1,32}" + _END, descripti
 Conn = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,160}" + _END, description="a connection")]
 Cursor = Annotated[str, Meta(pattern=r"^[0-9]{1,20}-[0-9]{1,20}" + _END, description="a position in an inbox")]
 Since = Annotated[str, Meta(pattern=r"^(\$|[0-9]{1,20}-[0-9]{1,20})" + _END)]
+Skill = Annotated[
+    str, Meta(pattern=r"^[^\s\x00-\x1f](.{0,62}[^\s])?" + _END, max_length=64, description="what an agent is good at")
+]
 Seq = Annotated[int, Meta(ge=1, le=2**53, description="a message's number in its conversation")]
 ReadSeq = Annotated[int, Meta(ge=0, le=2**53)]
 Ref = Annotated[str, Meta(max_length=128)] | Annotated[int, Meta(ge=-(2**53), le=2**53)]
@@ -39,6 +42,7 @@ _PLAIN = {
     r"^[a-z0-9_-]{1,32}": "1-32 characters of a-z0-9_-",
     r"^[A-Za-z0-9_.:-]{1,160}": "the id of a connection",
     r"^[0-9]{1,20}-[0-9]{1,20}": "a cursor that this server gave",
+    r"^[^\s\x00-\x1f](.{0,62}[^\s])?": "1-64 characters, without space around them",
     r"^(\$|[0-9]{1,20}-[0-9]{1,20})": "a cursor that this server gave, or $",
 }
 

@@ -98,7 +98,7 @@ class Connection:
         self._near = near
         self._face = face
         self._requests: deque[Request] | None = None
-        self._working: Deferred[None] | None = None
+        self._working = False
         self._retry_at = 0.0
         self._left = False
         self.ip = ip
@@ -321,9 +321,9 @@ class Connection:
         self._requests.append(request)
         if len(self._requests) >= self._near.rules.connection.requests_max:
             self._face.hold()
-        if self._working is None:
-            self._working = Deferred.fromCoroutine(self._work())
-            self._working.addErrback(self._broken)
+        if not self._working:
+            self._working = True  # before it begins: what is refused at once is done before it returns
+            self._spawn(self._work())
 
     async def _work(self) -> None:
         held = False
@@ -344,4 +344,4 @@ class Connection:
                     held = False
                     self._face.release()
         finally:
-            self._working = None
+            self._working = False

@@ -18,10 +18,32 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
-PICKY = """
+CHANNELS = """
 [channels.picky]
 uplink = "direct"
 send_to = "agents"
+
+[channels.mute]
+uplink = "direct"
+send_to = "none"
+
+[channels.agents-only]
+send_to = "agents"
+
+[channels.shops-only]
+send_to = "none"
+
+[channels.slow]
+messages_per_s = 1
+messages_burst = 3
+
+[channels.other]
+
+[channels.other-direct]
+uplink = "direct"
+
+[channels.other-journal]
+uplink = "journal"
 """
 ANSWER_S = 15.0
 
@@ -194,5 +216,5 @@ _shared: list[Demo] = []
 def shared_demo() -> Demo:
     """The demo of this test process; tests use names of their own, so that none disturbs another."""
     if not _shared:
-        _shared.append(Demo(config=PICKY))
+        _shared.append(Demo(config=CHANNELS))
     return _shared[0]
