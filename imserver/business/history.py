@@ -19,8 +19,9 @@ from imserver.data.database import Database
 from imserver.data.interface import Unavailable
 from imserver.data.redis import Redis
 
-PAGE_BYTES = 4 << 20
-"""A page ends once it has so many bytes of bodies, since it travels as one answer and as one frame."""
+PAGE_BYTES = 512 << 10
+"""A page has at most so many bytes of bodies, but at least one of them: it may travel as one frame, and a frame over
+the `write_budget` of its connection would end that."""
 
 _NOTHING = Raw(b"{}")
 
