@@ -93,12 +93,12 @@ def routes(settings: config.Config, shops: Shops, desks: Desks, words: Words, ke
     async def entered(call: Call) -> Desk:
         caller: Caller = call.identity
         shop = call.path["shop"]
-        for channel in caller.channels:
-            desk = Desk(channel, shop)
-            if await shops.exists(desk):
-                if caller.backend or (caller.role == AGENT and await shops.shop_of(channel, caller.uid) == shop):
-                    return desk
-                raise forbidden("Only the shop's agents see this.")
+        known = [desk for channel in caller.channels if await shops.exists(desk := Desk(channel, shop))]
+        for desk in known:
+            if caller.backend or (caller.role == AGENT and await shops.shop_of(desk.channel, caller.uid) == shop):
+                return desk
+        if known:
+            raise forbidden("Only the shop's agents see this.")
         raise not_found("There is no such shop.")
 
     async def agents(call: Call) -> AgentList:

@@ -74,10 +74,11 @@ class Lists:
         return await self._page([_key(uid, channel) for channel in channels], uid, before, limit, state, shop)
 
     async def of_shop(
-        self, desk: Desk, viewer: str, before: int | None, limit: int, state: State | None
+        self, desks: Sequence[Desk], viewer: str, before: int | None, limit: int, state: State | None
     ) -> tuple[list[Listed], bool]:
-        """A page of a shop's conversations as `viewer` sees them (empty: as the agent of each)."""
-        return await self._page([_shop_key(desk)], viewer, before, limit, state, None)
+        """A page of a shop's conversations, in one channel or several, as `viewer` sees them (empty: as the agent of
+        each)."""
+        return await self._page([_shop_key(desk) for desk in desks], viewer, before, limit, state, None)
 
     async def remember(self, uid: str, channel: str, info: dict[str, Any]) -> None:
         """What a user's token says about it, to be shown to the other side."""
