@@ -253,9 +253,11 @@ class Messages:
             )
             if given.result != "ok":
                 raise _not_opened(given.result)
-            changes = given.changes
+            changes, before = given.changes, standing.agent
             standing = given.standing_of(place.id) or await self._shops.look(desk, place.id)
             away = standing.state == "waiting"
+            if before not in ("", standing.agent):  # it is no longer his: it would only count as unread
+                await self._lists.drop(place, before)
         accepted = await self._accept(place, draft, standing)
         self._desks.carry_out(desk, changes)
         await self._flag(draft, place.id, flagged)
