@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from imserver.http.problems import Problem, bad_json, bad_query, from_validation, invalid
+from imserver.protocol.syntax import too_deep
 
 
 class _NotJson(Exception):
@@ -33,12 +34,7 @@ def _constant(text: str) -> None:
     raise _NotJson(f"{text} is not JSON")
 
 
-DEPTH_MAX = 100
-"""How deep objects and lists may be nested. What is accepted is read again on its way, within other objects: without a
-bound of its own it would be Python's, which depends on where it is read."""
-
 _TOO_DEEP = "JSON is nested too deeply"
-_MARKS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant)
 
@@ -72,7 +68,7 @@ def read_json(raw: bytes, kind: Any, *, prefix: str = "", checked: bool = False)
     except msgspec.DecodeError as error:
         raise bad_json(str(error)) from None
     if not checked:
-        if _too_deep(raw):
+        if too_deep(raw):
             raise bad_json(_TOO_DEEP)
         try:
             if wrong:  # msgspec stops at the first field that does not fit: the rest may not even be JSON
@@ -87,20 +83,6 @@ def read_json(raw: bytes, kind: Any, *, prefix: str = "", checked: bool = False)
     if wrong:
         raise wrong
     return value
-
-
-def _too_deep(raw: bytes) -> bool:
-    if raw.count(b"[") + raw.count(b"{") <= DEPTH_MAX:  # nearly always
-        return False
-    depth = 0
-    for mark in _MARKS.finditer(raw):
-        if mark[0] in (b"[", b"{"):
-            depth += 1
-            if depth > DEPTH_MAX:
-                return True
-        elif mark[0] in (b"]", b"}"):
-            depth -= 1
-    return False
 
 
 def read_lines(raw: bytes) -> list[bytes]:

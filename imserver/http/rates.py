@@ -48,4 +48,4 @@ class Rates:
         """Raises 429 with `Retry-After` when it is too much; then nothing is taken."""
         wait_s = self._buckets[channel].take(amount, self._clock.seconds())
         if wait_s:
-            raise rate_limited(wait_s, f"This channel has {self._rates[channel]} {self._what} a second.")
+            raise rate_limited(wait_s, f"This channel may have {self._rates[channel]} {self._what} a second.")

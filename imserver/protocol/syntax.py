@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -78,6 +79,28 @@ def just_before(cursor: str) -> str:
 def json_object(raw: msgspec.Raw | bytes) -> bool:
     """Whether raw JSON, already known to be valid, is an object."""
     return bytes(raw).lstrip()[:1] == b"{"
+
+
+DEPTH_MAX = 100
+"""How deep objects and lists may be nested. What is accepted is read again on its way, within other objects: without a
+bound of its own it would be Python's, which depends on where it is read."""
+
+_MARKS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+
+
+def too_deep(raw: bytes) -> bool:
+    """Whether JSON, already known to be valid, is nested deeper than `DEPTH_MAX`."""
+    if raw.count(b"[") + raw.count(b"{") <= DEPTH_MAX:  # nearly always
+        return False
+    depth = 0
+    for mark in _MARKS.finditer(raw):
+        if mark[0] in (b"[", b"{"):
+            depth += 1
+            if depth > DEPTH_MAX:
+                return True
+        elif mark[0] in (b"]", b"}"):
+            depth -= 1
+    return False
 
 
 def valid(kind: object, value: object) -> bool:
