@@ -77,6 +77,15 @@ class ConfigTests(SynchronousTestCase):
         ):
             self.assertTrue([text for text in found if text.startswith(f"{key}:") and hint in text], (key, found))
 
+    def test_largest_body(self) -> None:
+        """A body that could not travel between the servers is a mistake; what the largest does is tested elsewhere."""
+        self.assertEqual(config.BODY_MAX, 262144)
+        self.assertEqual(config.parse(GOOD | {"messages": {"body_max": 262144}}, {}).messages.body_max, 262144)
+        self.assertEqual(
+            self.mistakes(GOOD | {"messages": {"body_max": 262145}}),
+            ["messages.body_max: expected `int` <= 262144, got 262145"],
+        )
+
     def test_no_default_secrets(self) -> None:
         """Each secret has to be there, and long enough; a key belongs to one channel."""
         for path in ("cluster", "tokens", "channels"):

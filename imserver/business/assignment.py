@@ -13,7 +13,6 @@ from msgspec import Meta
 
 Status = Literal["online", "busy", "away"]
 State = Literal["waiting", "assigned", "closed"]
-Skill = Annotated[str, Meta(pattern=r"^[^\s\x00-\x1f](.{0,62}[^\s])?$(?!\n)", max_length=64)]
 Capacity = Annotated[int, Meta(ge=0, le=10000, description="customers at a time")]
 
 

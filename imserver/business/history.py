@@ -6,6 +6,7 @@ the database: what an archiver moves in between is then in both, never in neithe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +18,10 @@ from imserver.data import database
 from imserver.data.database import Database
 from imserver.data.interface import Unavailable
 from imserver.data.redis import Redis
+
+PAGE_BYTES = 512 << 10
+"""A page has at most so many bytes of bodies, but at least one of them: it may travel as one frame, and a frame over
+the `write_budget` of its connection would end that."""
 
 _NOTHING = Raw(b"{}")
 
@@ -45,6 +50,16 @@ def interval(last: int, before: int | None, after: int | None, limit: int) -> tu
     return low, high, low > 1 and high >= low
 
 
+def fitting(bodies: Sequence[Raw]) -> int:
+    """How many of these go together into one page: all until they have `PAGE_BYTES`, at least one."""
+    size = 0
+    for count, body in enumerate(bodies):
+        size += len(bytes(body))
+        if count and size > PAGE_BYTES:
+            return count
+    return len(bodies)
+
+
 def recalled_seq(body: bytes) -> int | None:
     """The seq that a recall's body takes back; None if it names none."""
     try:
@@ -64,7 +79,12 @@ class History:
     async def page(self, place: Place, before: int | None, after: int | None, limit: int) -> Page:
         """At most `limit` messages before or after a seq; `Unavailable` if some of them cannot be reached now."""
         low, high, more = interval(place.seq, before, after, limit)
-        return Page(await self.messages(place.id, low, high), more)
+        messages = await self.messages(place.id, low, high)
+        if after is not None:
+            count = fitting([message.body for message in messages])
+            return Page(messages[:count], more or count < len(messages))
+        count = fitting([message.body for message in reversed(messages)])
+        return Page(messages[len(messages) - count :], more or count < len(messages))
 
     async def messages(self, id: str, low: int, high: int) -> list[StoredMessage]:
         """All messages from seq `low` to `high`, both included."""

@@ -80,6 +80,8 @@ class ModerationHook:
             raise _Unusable(f"it answered what is no verdict: {problem}") from None
         if opinion.action == "mask" and not json_object(opinion.body):
             raise _Unusable("it masked, but gave no body that is an object")
+        if len(bytes(opinion.body)) > config.BODY_MAX:
+            raise _Unusable(f"it masked with a body of more than {config.BODY_MAX} bytes")
         return opinion
 
 

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from imserver import config
 from imserver.business.access import Caller
-from imserver.business.assignment import AgentSettings, Capacity, Skill, Status
+from imserver.business.assignment import AgentSettings, Capacity, Status
 from imserver.business.desk import Desks
 from imserver.business.http import Kept
 from imserver.business.messages import AGENT
@@ -18,7 +18,7 @@ from imserver.business.shops import Agent, Desk, Shops, Waiting
 from imserver.business.words import Entry, Flagged, WordError, Words
 from imserver.http.problems import bad_query, conflict, forbidden, invalid, not_found
 from imserver.http.routes import Call, Route, Scheme
-from imserver.protocol.syntax import Cursor, Limit, Shop, Uid
+from imserver.protocol.syntax import Cursor, Limit, Shop, Skill, Uid
 
 
 class AgentBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -93,12 +93,12 @@ def routes(settings: config.Config, shops: Shops, desks: Desks, words: Words, ke
     async def entered(call: Call) -> Desk:
         caller: Caller = call.identity
         shop = call.path["shop"]
-        for channel in caller.channels:
-            desk = Desk(channel, shop)
-            if await shops.exists(desk):
-                if caller.backend or (caller.role == AGENT and await shops.shop_of(channel, caller.uid) == shop):
-                    return desk
-                raise forbidden("Only the shop's agents see this.")
+        known = [desk for channel in caller.channels if await shops.exists(desk := Desk(channel, shop))]
+        for desk in known:
+            if caller.backend or (caller.role == AGENT and await shops.shop_of(desk.channel, caller.uid) == shop):
+                return desk
+        if known:
+            raise forbidden("Only the shop's agents see this.")
         raise not_found("There is no such shop.")
 
     async def agents(call: Call) -> AgentList:

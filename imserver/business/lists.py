@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 
 from imserver.business.assignment import Standing, State
 from imserver.business.conversations import Conversations, Place, Summary
+from imserver.business.history import fitting
 from imserver.business.shops import Desk, Shops
 from imserver.data.redis import Redis
 
@@ -73,10 +74,11 @@ class Lists:
         return await self._page([_key(uid, channel) for channel in channels], uid, before, limit, state, shop)
 
     async def of_shop(
-        self, desk: Desk, viewer: str, before: int | None, limit: int, state: State | None
+        self, desks: Sequence[Desk], viewer: str, before: int | None, limit: int, state: State | None
     ) -> tuple[list[Listed], bool]:
-        """A page of a shop's conversations as `viewer` sees them (empty: as the agent of each)."""
-        return await self._page([_shop_key(desk)], viewer, before, limit, state, None)
+        """A page of a shop's conversations, in one channel or several, as `viewer` sees them (empty: as the agent of
+        each)."""
+        return await self._page([_shop_key(desk) for desk in desks], viewer, before, limit, state, None)
 
     async def remember(self, uid: str, channel: str, info: dict[str, Any]) -> None:
         """What a user's token says about it, to be shown to the other side."""
@@ -103,10 +105,10 @@ class Lists:
                 for item in listed
                 if item is not None and state in (None, item.state) and shop in (None, item.shop)
             ]
-            if len(found) > limit or len(rows) < size:
+            if len(rows) < size or (len(found) > limit and found[0].ts != found[-1].ts):
                 break
             offset, size = offset + size, 200
-        return cut(found, limit)
+        return cut(found, min(limit, fitting([item.last or Raw(b"") for item in found[: limit + 1]])))
 
     async def _window(self, keys: Sequence[str], before: int | None, size: int) -> list[tuple[str, int]]:
         top = "+inf" if before is None else f"({before}"
@@ -116,7 +118,8 @@ class Lists:
         rows = [
             (id.decode(), int(float(score))) for page in pages for id, score in zip(page[::2], page[1::2], strict=True)
         ]
-        return sorted(rows, key=lambda row: (-row[1], row[0]))[:size]
+        # as Redis orders those of one time, or the next window would not begin where this one ended
+        return sorted(rows, key=lambda row: (row[1], row[0]), reverse=True)[:size]
 
     async def _listed(self, id: str, viewer: str, ts: int) -> Listed | None:
         place = await self._conversations.find(id)
@@ -150,13 +153,14 @@ class Lists:
 def cut(found: list[Listed], limit: int) -> tuple[list[Listed], bool]:
     """The first `limit`, and whether there are more.
 
-    Who goes on asks for what is before the last `ts`: so those of one `ts` are not parted, unless they are a page.
+    Who goes on asks for what is before the last `ts`: so those of one `ts` are not parted, and if they alone are more
+    than `limit`, they are a page all the same.
     """
     if len(found) <= limit:
         return found, False
     edge = found[limit].ts
-    page = [item for item in found[:limit] if item.ts != edge]
-    return page or found[:limit], True
+    page = [item for item in found[:limit] if item.ts != edge] or [item for item in found if item.ts == edge]
+    return page, len(page) < len(found)
 
 
 async def together(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:

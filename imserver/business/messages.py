@@ -21,7 +21,8 @@ from twisted.logger import Logger
 
 from imserver import config
 from imserver.business.access import Caller
-from imserver.business.assignment import Change, Skill, Standing, State
+from imserver.business.assignment import Change, Standing, State
+from imserver.business.channels import Channels
 from imserver.business.conversations import Accepted, Conversations, Draft, Lost, Place, Refused
 from imserver.business.desk import Desks
 from imserver.business.history import History, recalled_seq
@@ -40,8 +41,9 @@ from imserver.http.problems import (
     rate_limited,
     unavailable,
 )
+from imserver.ops.metrics import Metrics
 from imserver.protocol import ids
-from imserver.protocol.syntax import ChannelName, Cid, ConversationId, MessageType, Shop, Uid, json_object
+from imserver.protocol.syntax import ChannelName, Cid, ConversationId, MessageType, Shop, Skill, Uid, json_object
 
 log = Logger()
 CUSTOMER = "customer"
@@ -89,6 +91,7 @@ class Messages:
         outbox: Outbox,
         words: Words,
         hook: ModerationHook,
+        metrics: Metrics,
     ) -> None:
         self._clock = clock
         self._settings = settings
@@ -104,15 +107,26 @@ class Messages:
             name: config.OpeningHours(channel.opening_hours, channel.time_zone)
             for name, channel in settings.channels.items()
         }
+        self._channels = Channels(settings.channels, clock, metrics)
 
     async def send(self, caller: Caller, message: Send) -> Sent:
         """Accept a message, or raise the Problem that says why not."""
         self._check(caller, message)
+        if message.conversation is not None:
+            known = await self._conversation(caller, message, message.conversation)
+            self._channels.admit(known.channel)
+            return await self._continue(caller, message, known)
+        channel = caller.channel(message.channel)
+        if not caller.backend:
+            self._channels.fits(channel, to_shop=message.shop is not None)
+        self._channels.admit(channel)
         if message.to is not None:
-            return await self._direct(caller, message, message.to)
-        place = await self._place(caller, message)
+            return await self._direct(caller, message, channel, message.to)
+        assert message.shop is not None
+        id = ids.conversation_id(channel, message.sender or caller.uid, message.shop)
+        place = await self._conversations.find(id)
         if place is None:
-            return await self._first(caller, message)
+            return await self._first(caller, message, channel, message.shop)
         return await self._continue(caller, message, place)
 
     async def side_of(self, caller: Caller, place: Place, sender: str) -> str:
@@ -167,8 +181,8 @@ class Messages:
 
     # -- Outside of any conversation -------------------------------------------------------------------------
 
-    async def _direct(self, caller: Caller, message: Send, to: str) -> Sent:
-        channel, sender = caller.channel(message.channel), message.sender or caller.uid
+    async def _direct(self, caller: Caller, message: Send, channel: str, to: str) -> Sent:
+        sender = message.sender or caller.uid
         policy = self._settings.channels[channel].send_to
         free = caller.backend or to == sender or policy == "any"
         if not free and (policy == "none" or await self._shops.shop_of(channel, to) is None):
@@ -187,20 +201,15 @@ class Messages:
 
     # -- In a conversation -----------------------------------------------------------------------------------
 
-    async def _place(self, caller: Caller, message: Send) -> Place | None:
-        if message.conversation is not None:
-            place = await self._conversations.find(message.conversation)
-            if place is None or place.channel not in caller.channels or message.channel not in (None, place.channel):
-                raise not_found("There is no such conversation.")
-            return place
-        channel, customer = caller.channel(message.channel), message.sender or caller.uid
-        assert message.shop is not None
-        return await self._conversations.find(ids.conversation_id(channel, customer, message.shop))
+    async def _conversation(self, caller: Caller, message: Send, id: str) -> Place:
+        place = await self._conversations.find(id)
+        if place is None or place.channel not in caller.channels or message.channel not in (None, place.channel):
+            raise not_found("There is no such conversation.")
+        return place
 
-    async def _first(self, caller: Caller, message: Send) -> Sent:
+    async def _first(self, caller: Caller, message: Send, channel: str, shop: str) -> Sent:
         """A customer writes to a shop for the first time."""
-        channel, customer, shop = caller.channel(message.channel), message.sender or caller.uid, message.shop
-        assert shop is not None
+        customer = message.sender or caller.uid
         if message.type == "recall":
             raise not_found("There is nothing to take back.")
         if not await self._shops.exists(Desk(channel, shop)):
@@ -248,9 +257,11 @@ class Messages:
             )
             if given.result != "ok":
                 raise _not_opened(given.result)
-            changes = given.changes
+            changes, before = given.changes, standing.agent
             standing = given.standing_of(place.id) or await self._shops.look(desk, place.id)
             away = standing.state == "waiting"
+            if before not in ("", standing.agent):  # it is no longer his: it would only count as unread
+                await self._lists.drop(place, before)
         accepted = await self._accept(place, draft, standing)
         self._desks.carry_out(desk, changes)
         await self._flag(draft, place.id, flagged)

@@ -119,7 +119,7 @@ class BusinessServer:
             self._outside_client(),
             lambda channel, outcome: posts.labels(channel, outcome).inc(),
         )
-        messages = Messages(clock, settings, conversations, shops, desks, lists, history, outbox, words, hook)
+        messages = Messages(clock, settings, conversations, shops, desks, lists, history, outbox, words, hook, metrics)
         threads = Threads(clock, conversations, shops, desks, lists, history, outbox, messages)
         archiver = Archiver(reactor, redis, archive, settings.business)
         self._watch(metrics, archiver, outbox)

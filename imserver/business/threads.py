@@ -127,7 +127,7 @@ class Threads:
                 return await self._lists.of_user(uid, [channel], before, limit, state, shop)
             if shop is None:
                 raise bad_query("With an API key give uid or shop.", "uid")
-            return await self._lists.of_shop(Desk(channel, shop), "", before, limit, state)
+            return await self._lists.of_shop([Desk(channel, shop)], "", before, limit, state)
         if uid not in (None, caller.uid):
             raise forbidden("A user sees his own conversations only.")
         if shop is not None and caller.role == AGENT:
@@ -138,7 +138,7 @@ class Threads:
             ]
             if not desks:
                 raise forbidden("Only a shop's agents see all of its conversations.")
-            return await self._lists.of_shop(desks[0], caller.uid, before, limit, state)
+            return await self._lists.of_shop(desks, caller.uid, before, limit, state)
         return await self._lists.of_user(caller.uid, caller.channels, before, limit, state, shop)
 
     async def introduce(self, caller: Caller) -> None:

@@ -114,7 +114,7 @@ class IMClient(Service):
         return Deferred.fromCoroutine(self._closed(protocol))
 
     def send(self, body: Frame, *, type: str = "text", cid: str = "", **target: str) -> Deferred[Frame]:
-        """Send a message to one of `to=`, `shop=`, `conversation=` (and `channel=`); fires with `sent`.
+        """Send a message to one of `to=`, `shop=`, `conversation=` (and `channel=`, `skill=`); fires with `sent`.
 
         Fails with `IMError`. It is sent again, over new connections too, until it is answered; giving the
         `cid` of an earlier attempt is safe.

@@ -9,6 +9,7 @@ from imserver.config.hours import OpeningHours
 from imserver.config.reading import PREFIX, ConfigError, load, parse, read
 from imserver.config.template import default_toml
 from imserver.config.tree import (
+    BODY_MAX,
     Assignment,
     Business,
     Channel,
@@ -30,6 +31,7 @@ from imserver.config.tree import (
 )
 
 __all__ = [
+    "BODY_MAX",
     "PREFIX",
     "Assignment",
     "Business",

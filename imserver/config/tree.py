@@ -10,6 +10,9 @@ from msgspec import Meta, field
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 WebhookEvent = Literal["message", "assigned", "waiting", "closed", "offline"]
+BODY_MAX = 262144
+"""The largest body that can travel: it goes to the dispatcher for up to three receivers in one call of 1 MiB (customer,
+agent, sender), and to a worker as one string of Perspective Broker, which takes 640 KiB."""
 
 
 def _doc(text: str) -> Meta:
@@ -91,6 +94,8 @@ class Channel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     send_to: Annotated[Literal["any", "agents", "none"], _doc("which uids a client may name in `to`")] = "any"
     push_per_s: Annotated[Count, _doc("pushed receivers per second and dispatcher; more are 429")] = 20000
     push_burst: Annotated[Count, _doc("... and how many may come at once")] = 50000
+    messages_per_s: Annotated[Count, _doc("messages accepted per second and business server; more are 429")] = 2000
+    messages_burst: Annotated[Count, _doc("... and how many may come at once")] = 5000
     words: Annotated[
         str, _doc("the word policy: channels naming the same one share its list; empty: the channel's own")
     ] = ""
@@ -201,7 +206,7 @@ class Messages(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Limits of one message."""
 
     recall_s: Annotated[int, Meta(ge=0), _doc("how long a sender may take a message back")] = 120
-    body_max: Annotated[Count, _doc("bytes of one body")] = 65536
+    body_max: Annotated[int, Meta(ge=1, le=BODY_MAX), _doc("bytes of one body")] = 65536
 
 
 class Assignment(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

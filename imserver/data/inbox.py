@@ -1,4 +1,8 @@
-"""The inbox of each uid: a bounded stream, `im:{u:UID}:inbox`, and the acknowledged cursor of each device."""
+"""The inbox of each uid: a bounded stream, `im:{u:UID}:inbox`, and what each device acknowledged.
+
+A device has a cursor in each channel, `CHANNEL/DEVICE` in the hash `im:{u:UID}:cursors`: what it does with a token of
+one channel must not hide messages of another from it.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,12 @@ from twisted.internet.interfaces import IReactorTime
 
 from imserver import config
 from imserver.data.connections import connections_key, decode_records
-from imserver.data.interface import Entry, Position, Stored
+from imserver.data.interface import Acknowledged, Entry, Position, Stored
 from imserver.data.redis import Redis
 from imserver.protocol.deliveries import Delivery, encode_head
 
 DEVICES_MAX = 100
-"""Acknowledged cursors kept for one uid; a device's name is the client's own choice."""
+"""Devices of one uid whose cursors are kept, in each channel; a device's name is the client's own choice."""
 
 
 def inbox_key(uid: str) -> str:
@@ -53,20 +57,24 @@ class RedisInboxes:
         rows = await self._redis.command("XRANGE", inbox_key(uid), f"({after}", "+", "COUNT", limit)
         return [_entry(cursor, fields) for cursor, fields in rows]
 
-    async def resume(self, uid: str, device: str, since: str | None) -> Position:
-        """Where this device goes on: after `since`, after what it acknowledged (None), or after all (`$`)."""
+    async def resume(self, uid: str, device: str, since: str | None, channels: Sequence[str]) -> Position:
+        """Where this device goes on: after `since`, after all (`$`), or after what it acknowledged (None)."""
         cursor, last, whole = await self._redis.script(
             "inbox_resume",
             [inbox_key(uid), _cursors_key(uid)],
-            [device, since or "", int(self._clock.seconds() * 1000), self._settings.inbox_ttl_s * 1000],
+            [
+                *(since or "", int(self._clock.seconds() * 1000), self._settings.inbox_ttl_s * 1000),
+                *(_field(channel, device) for channel in channels),
+            ],
         )
         return Position(cursor.decode(), last.decode(), bool(whole))
 
-    async def acknowledge(self, acks: Sequence[tuple[str, str, str]]) -> None:
-        """(uid, device, cursor): move each device's cursor forward, never back; one call per uid, all at once."""
+    async def acknowledge(self, acks: Sequence[Acknowledged]) -> None:
+        """Move each device's cursors forward, never back; one call per uid, all at once."""
         by_uid: dict[str, list[str]] = {}
-        for uid, device, cursor in acks:
-            by_uid.setdefault(uid, []).extend((device, cursor))
+        for ack in acks:
+            for channel in ack.channels:
+                by_uid.setdefault(ack.uid, []).extend((_field(channel, ack.device), ack.cursor))
         calls = [
             Deferred.fromCoroutine(
                 self._redis.script(
@@ -92,6 +100,10 @@ class RedisInboxes:
 
 def _cursors_key(uid: str) -> str:
     return f"im:{{u:{uid}}}:cursors"
+
+
+def _field(channel: str, device: str) -> str:
+    return f"{channel}/{device}"
 
 
 def _entry(cursor: bytes, fields: list[bytes]) -> Entry:

@@ -84,6 +84,15 @@ class Position(msgspec.Struct, frozen=True):
     resumed: bool
 
 
+class Acknowledged(msgspec.Struct, frozen=True):
+    """A device has everything of these channels up to `cursor`."""
+
+    uid: str
+    device: str
+    channels: tuple[str, ...]
+    cursor: str
+
+
 class Inboxes(Protocol):
     """The ordered, bounded, durable messages of each uid."""
 
@@ -93,11 +102,14 @@ class Inboxes(Protocol):
     async def read(self, uid: str, after: str, limit: int) -> list[Entry]:
         """At most `limit` entries after a cursor, in order."""
 
-    async def resume(self, uid: str, device: str, since: str | None) -> Position:
-        """Where this device goes on: after `since`, after what it acknowledged (None), or after all (`$`)."""
+    async def resume(self, uid: str, device: str, since: str | None, channels: Sequence[str]) -> Position:
+        """Where this device goes on: after `since`, after all (`$`), or after what it acknowledged (None).
 
-    async def acknowledge(self, acks: Sequence[tuple[str, str, str]]) -> None:
-        """(uid, device, cursor): move each device's cursor forward, never back."""
+        It has a cursor in each channel; the earliest of them counts.
+        """
+
+    async def acknowledge(self, acks: Sequence[Acknowledged]) -> None:
+        """Move each device's cursors forward, never back."""
 
     async def length(self, uid: str, channel: str | None = None) -> tuple[int, str | None]:
         """How many messages are kept (of one channel, if it is given), and the last cursor."""

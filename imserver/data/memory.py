@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from imserver import config
 from imserver.data.inbox import DEVICES_MAX
-from imserver.data.interface import ConnectionRecord, Entry, Lease, Position, Stored
+from imserver.data.interface import Acknowledged, ConnectionRecord, Entry, Lease, Position, Stored
 from imserver.data.leases import LeaseTaken
 from imserver.protocol.deliveries import Delivery, decode_head, encode_head
 from imserver.protocol.syntax import START, position
@@ -83,7 +83,7 @@ class MemoryInboxes:
         self._until: dict[str, float] = {}
         self._newest: dict[str, str] = {}
         self._seen: dict[tuple[str, str], tuple[float, str, str]] = {}
-        self._cursors: dict[str, dict[str, str]] = {}
+        self._cursors: dict[tuple[str, str], dict[str, str]] = {}
 
     def _stream(self, uid: str) -> list[Entry]:
         if self._until.get(uid, 0.0) <= self._clock.seconds():
@@ -117,13 +117,14 @@ class MemoryInboxes:
         """At most `limit` entries after a cursor."""
         return [entry for entry in self._stream(uid) if position(entry.cursor) > position(after)][:limit]
 
-    async def resume(self, uid: str, device: str, since: str | None) -> Position:
+    async def resume(self, uid: str, device: str, since: str | None, channels: Sequence[str]) -> Position:
         """Where this device goes on."""
         stream = self._stream(uid)
         last = stream[-1].cursor if stream else START
         if since == "$":
             return Position(last, last, True)
-        cursor = since or self._cursors.get(uid, {}).get(device, START)
+        known = [self._cursors.get((uid, channel), {}).get(device, START) for channel in channels]
+        cursor = since or min(known, key=position)
         if position(cursor) > position(last):
             return Position(last, last, False)
         following = next((entry for entry in stream if position(entry.cursor) > position(cursor)), None)
@@ -134,14 +135,15 @@ class MemoryInboxes:
             whole = self._clock.seconds() * 1000 - position(cursor)[0] < self._settings.inbox_ttl_s * 1000
         return Position(cursor, last, whole)
 
-    async def acknowledge(self, acks: Sequence[tuple[str, str, str]]) -> None:
-        """Move each device's cursor forward, never back."""
-        for uid, device, cursor in acks:
-            known = self._cursors.setdefault(uid, {})
-            if position(cursor) > position(known.get(device, START)):
-                known[device] = cursor
-            while len(known) > DEVICES_MAX:
-                del known[min(known, key=lambda name: position(known[name]))]
+    async def acknowledge(self, acks: Sequence[Acknowledged]) -> None:
+        """Move each device's cursors forward, never back."""
+        for ack in acks:
+            for channel in ack.channels:
+                known = self._cursors.setdefault((ack.uid, channel), {})
+                if position(ack.cursor) > position(known.get(ack.device, START)):
+                    known[ack.device] = ack.cursor
+                while len(known) > DEVICES_MAX:
+                    del known[min(known, key=lambda name: position(known[name]))]
 
     async def length(self, uid: str, channel: str | None = None) -> tuple[int, str | None]:
         """How many messages are kept (of one channel, if it is given), and the last cursor."""

@@ -14,7 +14,7 @@ from twisted.web.iweb import IRequest
 _HOSTS = frozenset({"127.0.0.1", "localhost"})
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _POLICY = (
-    "default-src 'self'; connect-src 'self' ws: http:; img-src 'self' data: https:; style-src 'self'; "
+    "default-src 'self'; connect-src 'self' ws: http:; img-src 'self' data: http: https:; style-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {

@@ -1,35 +1,10 @@
-"""Bounds on what comes in: how fast a channel may push, and how much is under way at a time. No I/O."""
+"""A bound on what comes in: how much is under way at a time. No I/O."""
 
 from __future__ import annotations
 
-import math
 from collections import deque
 
 from twisted.internet.defer import Deferred
-
-
-class Bucket:
-    """A token bucket: `rate` a second, `burst` at once. Times are seconds.
-
-    Whoever wants more than the whole bucket gets it when the bucket is full, and it is paid off afterwards; otherwise
-    a call larger than the burst could never be made.
-    """
-
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._left = burst
-        self._since = now
-
-    def take(self, amount: int, now: float) -> int:
-        """0 if `amount` may pass; else nothing is taken and the answer is after how many seconds to try again."""
-        self._left = min(self._burst, self._left + max(0.0, now - self._since) * self._rate)
-        self._since = now
-        missing = min(amount, self._burst) - self._left
-        if missing > 0:
-            return max(1, math.ceil(missing / self._rate))
-        self._left -= amount
-        return 0
 
 
 class Full(Exception):

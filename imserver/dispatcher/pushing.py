@@ -10,7 +10,7 @@ from msgspec import UNSET, Raw
 from twisted.internet.interfaces import IReactorTime
 
 from imserver import config
-from imserver.dispatcher.bounds import Bucket, Full, Room
+from imserver.dispatcher.bounds import Full, Room
 from imserver.dispatcher.calls import (
     MESSAGES_MAX,
     Batch,
@@ -27,7 +27,8 @@ from imserver.dispatcher.calls import (
     PushResult,
 )
 from imserver.http.inputs import read_json
-from imserver.http.problems import Problem, invalid, rate_limited, unavailable
+from imserver.http.problems import Problem, invalid, unavailable
+from imserver.http.rates import Rates
 from imserver.http.routes import Call, Route
 from imserver.ops.metrics import Metrics
 from imserver.protocol.deliveries import Delivery
@@ -100,10 +101,8 @@ class Pushing:
         self._router = router
         self._clock = clock
         self.room = Room(settings.dispatcher.deliveries_max, settings.dispatcher.calls_waiting)
-        self._buckets = {
-            name: Bucket(channel.push_per_s, channel.push_burst, clock.seconds())
-            for name, channel in settings.channels.items()
-        }
+        limits = {name: (channel.push_per_s, channel.push_burst) for name, channel in settings.channels.items()}
+        self._rates = Rates(limits, clock, "pushed receivers")
         self._count = metrics.counter("deliveries", "Deliveries by what became of them.", ("channel", "status"))
         metrics.gauge_of(
             "deliveries_under_way", "Deliveries being stored and pushed, in units.", lambda: self.room.used
@@ -166,7 +165,7 @@ class Pushing:
     async def push(self, call: Call) -> PushAnswer:
         """`POST /v1/push`."""
         planned = self._planned(call.body, call.identity, "")
-        self._admit(call.identity, len(planned.uids))
+        self._rates.admit(call.identity, len(planned.uids))
         return planned.answer(await self._deliver(planned.deliveries()))
 
     async def batch(self, call: Call) -> BatchAnswer:
@@ -183,7 +182,7 @@ class Pushing:
             except Problem as problem:
                 planned.append(problem)
         good = [one for one in planned if isinstance(one, Planned)]
-        self._admit(call.identity, sum(len(one.uids) for one in good))
+        self._rates.admit(call.identity, sum(len(one.uids) for one in good))
         made = await self._deliver(delivery for one in good for delivery in one.deliveries())
         if made and all(outcome.error is not None for outcome in made):
             raise unavailable(f"Nothing could be stored: {made[0].error}.")
@@ -204,7 +203,7 @@ class Pushing:
         body: Broadcast = call.body
         channel: str = call.identity
         self._check_body(body.body, "")
-        self._admit(channel, 1)
+        self._rates.admit(channel, 1)
         message = Message(
             id=message_id("", channel, channel, None),
             from_=channel,
@@ -248,13 +247,6 @@ class Pushing:
             raise invalid("Expected `object`", field)
         if len(bytes(body)) > self._settings.messages.body_max:
             raise invalid(f"Expected at most {self._settings.messages.body_max} bytes", field)
-
-    def _admit(self, channel: str, receivers: int) -> None:
-        wait_s = self._buckets[channel].take(receivers, self._clock.seconds())
-        if wait_s:
-            raise rate_limited(
-                wait_s, f"This channel may push to {self._settings.channels[channel].push_per_s} a second."
-            )
 
     async def _deliver(self, deliveries: Iterable[Delivery]) -> list[Outcome]:
         outcomes: list[Outcome] = []

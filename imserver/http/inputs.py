@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from imserver.http.problems import Problem, bad_json, bad_query, from_validation, invalid
+from imserver.protocol.syntax import too_deep
 
 
 class _NotJson(Exception):
@@ -33,6 +34,7 @@ def _constant(text: str) -> None:
     raise _NotJson(f"{text} is not JSON")
 
 
+_TOO_DEEP = "JSON is nested too deeply"
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant)
 
@@ -62,16 +64,18 @@ def read_json(raw: bytes, kind: Any, *, prefix: str = "", checked: bool = False)
     except UnicodeDecodeError:
         raise bad_json("The body is not UTF-8.") from None
     except RecursionError:
-        raise bad_json("JSON is nested too deeply") from None
+        raise bad_json(_TOO_DEEP) from None
     except msgspec.DecodeError as error:
         raise bad_json(str(error)) from None
     if not checked:
+        if too_deep(raw):
+            raise bad_json(_TOO_DEEP)
         try:
             if wrong:  # msgspec stops at the first field that does not fit: the rest may not even be JSON
                 _decoder(msgspec.Raw).decode(raw)
             _STRICT.decode(text)
         except RecursionError:
-            raise bad_json("JSON is nested too deeply") from None
+            raise bad_json(_TOO_DEEP) from None
         except (_NotJson, msgspec.DecodeError, json.JSONDecodeError) as error:
             raise bad_json(str(error)) from None
         except ValueError:

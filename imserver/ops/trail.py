@@ -19,6 +19,7 @@ LENGTH = 10_000
 _PREFIX = 512
 _SENT = re.compile(
     rb'\{"op":"message"(?:,"cursor":"(?P<cursor>[0-9-]+)")?(?:,"attempt":(?P<attempt>\d))?,"id":"(?P<id>[0-9a-f]{32})"'
+    rb',"from":"[^"]*"(?:,"to":"[^"]*")?,"channel":"(?P<channel>[^"]*)"'
 )
 
 
@@ -63,10 +64,10 @@ class Trail:
             for at, stored, uid, cursor, duplicate, connections in self._stored
             if stored == (id, channel)
         ]
-        wanted, named = id.encode(), b'"channel":"%s"' % channel.encode()
+        wanted = (id.encode(), channel.encode())
         for at, uid, conn, prefix in self._sent:
             match = _SENT.match(prefix)
-            if match is None or match["id"] != wanted or named not in prefix:
+            if match is None or match.group("id", "channel") != wanted:
                 continue
             cursor = (match["cursor"] or b"").decode()
             found.append(Event(int(at * 1000), "sent", uid, cursor, conn, int(match["attempt"] or 1)))

@@ -26,11 +26,13 @@ from imserver.protocol.syntax import (
     Seq,
     Shop,
     Since,
+    Skill,
     Timestamp,
     Uid,
     json_object,
     plain,
     position,
+    too_deep,
     valid,
 )
 
@@ -66,6 +68,7 @@ class Send(_In, frozen=True, gc=False, tag="send"):
     conversation: ConversationId | None = None
     shop: Shop | None = None
     channel: ChannelName | None = None
+    skill: Skill | None = None
 
 
 class Ack(_In, frozen=True, gc=False, tag="ack"):
@@ -208,6 +211,8 @@ def decode(text: bytes) -> Incoming:
         raise _refused(text, error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError("invalid_json", f"not JSON: {error}") from None
+    if too_deep(text):
+        raise FrameError("invalid_json", "nested too deeply", ref=getattr(frame, "ref", None))
     problem = _semantic_problem(frame)
     if problem is not None:
         raise FrameError("invalid_frame", problem[1], field=problem[0], ref=getattr(frame, "ref", None))

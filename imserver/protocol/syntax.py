@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -22,6 +23,9 @@ MessageType = Annotated[str, Meta(pattern=r"^[a-z0-9_-]{1,32}" + _END, descripti
 Conn = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,160}" + _END, description="a connection")]
 Cursor = Annotated[str, Meta(pattern=r"^[0-9]{1,20}-[0-9]{1,20}" + _END, description="a position in an inbox")]
 Since = Annotated[str, Meta(pattern=r"^(\$|[0-9]{1,20}-[0-9]{1,20})" + _END)]
+Skill = Annotated[
+    str, Meta(pattern=r"^[^\s\x00-\x1f](.{0,62}[^\s])?" + _END, max_length=64, description="what an agent is good at")
+]
 Seq = Annotated[int, Meta(ge=1, le=2**53, description="a message's number in its conversation")]
 ReadSeq = Annotated[int, Meta(ge=0, le=2**53)]
 Ref = Annotated[str, Meta(max_length=128)] | Annotated[int, Meta(ge=-(2**53), le=2**53)]
@@ -39,6 +43,7 @@ _PLAIN = {
     r"^[a-z0-9_-]{1,32}": "1-32 characters of a-z0-9_-",
     r"^[A-Za-z0-9_.:-]{1,160}": "the id of a connection",
     r"^[0-9]{1,20}-[0-9]{1,20}": "a cursor that this server gave",
+    r"^[^\s\x00-\x1f](.{0,62}[^\s])?": "1-64 characters, without space around them",
     r"^(\$|[0-9]{1,20}-[0-9]{1,20})": "a cursor that this server gave, or $",
 }
 
@@ -74,6 +79,28 @@ def just_before(cursor: str) -> str:
 def json_object(raw: msgspec.Raw | bytes) -> bool:
     """Whether raw JSON, already known to be valid, is an object."""
     return bytes(raw).lstrip()[:1] == b"{"
+
+
+DEPTH_MAX = 100
+"""How deep objects and lists may be nested. What is accepted is read again on its way, within other objects: without a
+bound of its own it would be Python's, which depends on where it is read."""
+
+_MARKS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+
+
+def too_deep(raw: bytes) -> bool:
+    """Whether JSON, already known to be valid, is nested deeper than `DEPTH_MAX`."""
+    if raw.count(b"[") + raw.count(b"{") <= DEPTH_MAX:  # nearly always
+        return False
+    depth = 0
+    for mark in _MARKS.finditer(raw):
+        if mark[0] in (b"[", b"{"):
+            depth += 1
+            if depth > DEPTH_MAX:
+                return True
+        elif mark[0] in (b"]", b"}"):
+            depth -= 1
+    return False
 
 
 def valid(kind: object, value: object) -> bool:

@@ -48,13 +48,13 @@ export function linked(text) {
     index % 2 ? el("a", { href: part, target: "_blank", rel: "noopener noreferrer nofollow" }, part) : part);
 }
 
-/** An address that may be shown as a picture or opened: https or one of our own files; anything else is null.
+/** An address that may be shown as a picture or opened: of http or https; anything else is null.
  * @param {any} address */
 export function safeAddress(address) {
   if (typeof address !== "string" || !address) return null;
   try {
     const url = new URL(address, document.baseURI);
-    return url.protocol === "https:" || url.origin === location.origin ? url.href : null;
+    return ["http:", "https:"].includes(url.protocol) ? url.href : null;
   } catch {
     return null;
   }
@@ -92,9 +92,20 @@ export function priceOf(price, currency) {
   }
 }
 
+/** How large a file is, in words; empty when nobody says. @param {any} bytes */
+export function sizeOf(bytes) {
+  if (typeof bytes !== "number" || !(bytes >= 0)) return "";
+  const power = Math.min(Math.floor(Math.log(bytes || 1) / Math.log(1000)), 4);
+  return `${new Intl.NumberFormat(undefined, { maximumSignificantDigits: 3 }).format(bytes / 1000 ** power)} ${
+    ["B", "kB", "MB", "GB", "TB"][power]}`;
+}
+
 /** One line that stands for a message. @param {{type: string, body: any}} message */
 export function summary({ type, body }) {
-  if (type === "card") return `▣ ${body?.title ?? "Product"}`;
+  if (type === "card") return `▣ ${body?.title ?? (body?.order ? `Order ${body.order}` : "Product")}`;
+  if (type === "image") return `▣ ${body?.alt || "Picture"}`;
+  if (type === "file") return `▣ ${body?.name || "File"}`;
   if (type === "recalled" || type === "recall") return "Message taken back";
+  if (type === "system" && body?.event === "transfer") return `${body.to} has the conversation now`;
   return typeof body?.text === "string" ? body.text : `[${type}]`;
 }

@@ -172,7 +172,7 @@ export class IMClient extends EventTarget {
    * Send a message and wait until the server has accepted it, over as many connections as that takes. Messages to one
    * place leave one after the other, so that a retry is never overtaken. Rejects with an `IMError`.
    * @param {{to?: string, shop?: string, conversation?: string, channel?: string, type?: string, body: object,
-   *   cid?: string}} message @returns {Promise<Sent>}
+   *   cid?: string, skill?: string}} message @returns {Promise<Sent>}
    */
   send({ type = "text", cid = newId(), ...message }) {
     if (message.conversation === this.#typed.conversation) this.#typed.at = 0;

@@ -4,7 +4,8 @@
  * (a backend's push) where their time puts them, those still on their way at the end.
  */
 
-import { avatar, dayName, dayOf, el, icon, linked, priceOf, safeAddress, summary, timeOf } from "./elements.js";
+import { content } from "./content.js";
+import { avatar, dayName, dayOf, el, icon, summary, timeOf } from "./elements.js";
 
 export const RECALL_MS = 120_000;
 const TOGETHER_MS = 5 * 60_000; // messages of one sender this close form one group
@@ -250,23 +251,3 @@ export class Thread {
 
 /** Neither side's word in the conversation: a system message, or a push from outside of it. @param {any} item */
 const isNote = (item) => item.type === "system" || (!item.conversation && !item.status && item.type !== "recalled");
-
-/** @param {any} message @param {string} who */
-function content({ type, body }, who) {
-  if (type === "recalled") return el("p", { class: "taken-back" }, icon("undo"), `${who} took back a message`);
-  if (type === "card") return card(body ?? {});
-  if (typeof body?.text === "string") return el("p", { class: "text" }, ...linked(body.text));
-  return el("pre", { class: "text" }, `${type} ${JSON.stringify(body, null, 2)}`);
-}
-
-/** A product: `title`, and when it has them `image`, `price`, `currency`, `detail`, `url`. @param {any} body */
-function card({ title, image, price, currency, detail, url }) {
-  const picture = safeAddress(image);
-  const address = safeAddress(url);
-  return el(address ? "a" : "div", { class: "card", href: address, target: address && "_blank", rel: "noopener" },
-    picture && el("img", { src: picture, alt: "", width: 72, height: 72, loading: "lazy" }),
-    el("span", { class: "card-words" },
-      el("strong", {}, String(title ?? "Product")),
-      detail ? el("span", { class: "card-detail" }, String(detail)) : null,
-      el("span", { class: "card-price" }, priceOf(price, currency))));
-}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from imserver.data.interface import Inboxes, Unavailable
+from imserver.data.interface import Acknowledged, Inboxes, Unavailable
 from imserver.ops.background import Repeated
 from imserver.protocol.syntax import position
 
@@ -20,7 +20,7 @@ class Acknowledgements:
 
     def __init__(self, clock: IReactorTime, inboxes: Inboxes, every_s: float) -> None:
         self._inboxes = inboxes
-        self._waiting: dict[tuple[str, str], str] = {}
+        self._waiting: dict[tuple[str, str, tuple[str, ...]], str] = {}
         self._loop = Repeated(clock, "acknowledgements", every_s, self.flush, (Unavailable,))
 
     def start(self) -> None:
@@ -35,18 +35,18 @@ class Acknowledgements:
         except Unavailable as error:
             log.warn("{count} acknowledgements were not written: {why}", count=len(self._waiting), why=str(error))
 
-    def put(self, uid: str, device: str, cursor: str) -> None:
-        """This device has everything up to `cursor`."""
-        key = (uid, device)
+    def put(self, uid: str, device: str, channels: tuple[str, ...], cursor: str) -> None:
+        """This device has everything of these channels up to `cursor`."""
+        key = (uid, device, channels)
         known = self._waiting.get(key)
         if known is None and len(self._waiting) >= WAITING_MAX:
             log.warn("an acknowledgement of {uid} is dropped, {count} are waiting", uid=uid, count=WAITING_MAX)
         elif known is None or position(cursor) > position(known):
             self._waiting[key] = cursor
 
-    def flush_soon(self, uid: str, device: str) -> None:
+    def flush_soon(self, uid: str, device: str, channels: tuple[str, ...]) -> None:
         """The device has gone and may come back at another worker any moment."""
-        if (uid, device) in self._waiting:
+        if (uid, device, channels) in self._waiting:
             self._loop.run_now()
 
     async def flush(self) -> None:
@@ -56,8 +56,8 @@ class Acknowledgements:
             for key in batch:
                 del self._waiting[key]
             try:
-                await self._inboxes.acknowledge([(uid, device, cursor) for (uid, device), cursor in batch.items()])
+                await self._inboxes.acknowledge([Acknowledged(*key, cursor) for key, cursor in batch.items()])
             except Unavailable:
-                for (uid, device), cursor in batch.items():
-                    self.put(uid, device, cursor)
+                for key, cursor in batch.items():
+                    self.put(*key, cursor)
                 raise

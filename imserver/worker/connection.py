@@ -98,7 +98,7 @@ class Connection:
         self._near = near
         self._face = face
         self._requests: deque[Request] | None = None
-        self._working: Deferred[None] | None = None
+        self._working = False
         self._retry_at = 0.0
         self._left = False
         self.ip = ip
@@ -149,7 +149,7 @@ class Connection:
         claims = self.session.claims
         if claims is not None:
             self._near.hub.remove(claims.uid, self)
-            self._near.acknowledgements.flush_soon(claims.uid, self.session.device)
+            self._near.acknowledgements.flush_soon(claims.uid, self.session.device, self.session.acknowledging)
             self._near.registration.remove(claims.uid, self.session.conn, claims.role)
 
     def admit_stream(self, admit: Admit) -> None:
@@ -217,7 +217,8 @@ class Connection:
                     if self._face.send(action.frame):
                         self._perform(self.session.written_while_paused(len(action.frame)))
                 case Acknowledge():
-                    self._near.acknowledgements.put(self._uid, self.session.device, action.cursor)
+                    session = self.session
+                    self._near.acknowledgements.put(self._uid, session.device, session.acknowledging, action.cursor)
                     self._near.trail.acknowledged(self.session.conn, action.cursor)
                 case Read() | Reread():
                     self._spawn(self._read(action))
@@ -275,7 +276,7 @@ class Connection:
                 return
             await near.registration.add(uid, self.record())
             await near.acknowledgements.flush()
-            start = await near.inboxes.resume(uid, admit.device, admit.since)
+            start = await near.inboxes.resume(uid, admit.device, admit.since, admit.claims.channels)
         except Unavailable as error:
             log.warn("{uid} is not admitted: {why}", uid=uid, why=str(error))
             self._perform(session.refuse(codes.OVERLOADED, "the data layer is away, try again"))
@@ -321,9 +322,9 @@ class Connection:
         self._requests.append(request)
         if len(self._requests) >= self._near.rules.connection.requests_max:
             self._face.hold()
-        if self._working is None:
-            self._working = Deferred.fromCoroutine(self._work())
-            self._working.addErrback(self._broken)
+        if not self._working:
+            self._working = True  # before it begins: what is refused at once is done before it returns
+            self._spawn(self._work())
 
     async def _work(self) -> None:
         held = False
@@ -344,4 +345,4 @@ class Connection:
                     held = False
                     self._face.release()
         finally:
-            self._working = None
+            self._working = False

@@ -222,7 +222,8 @@ class Delivery:
 
     def reread(self, entries: Sequence[Entry]) -> list[Action]:
         """What was asked for with `Reread` has been read: the late ones among it are sent again."""
-        tails = {entry.cursor: entry.tail for entry in entries}
+        channels = self._audience.channels  # which may be fewer than when it was sent
+        tails = {entry.cursor: entry.tail for entry in entries if decode_head(entry.head).channel in channels}
         found: list[Action] = []
         size = 0
         for item in self._in_flight or ():
@@ -235,7 +236,7 @@ class Delivery:
             if self._paused:
                 continue
             item.attempt += 1
-            if item.cursor in tails:  # else it has left the inbox
+            if item.cursor in tails:  # else it has left the inbox, or is no longer for this token
                 frame = frames.message_frame(tails[item.cursor], item.cursor, item.attempt)
                 size += len(frame)
                 found.append(Send(frame))

@@ -88,7 +88,7 @@ class Calls:
         if since is not None:
             if not is_cursor(since):
                 raise bad_query("this cursor was not given by this server", "Last-Event-ID")
-            await self._acknowledge(claims.uid, call.query.device, since)
+            await self._acknowledge(claims, call.query.device, since)
         face = EventStream(request)
         connection = self._host.accept(face, address)
         if connection is None:
@@ -101,13 +101,13 @@ class Calls:
         """`POST /v1/ack`."""
         if not is_cursor(call.body.cursor):
             raise invalid("this cursor was not given by this server", "cursor")
-        await self._acknowledge(call.identity.uid, call.query.device, call.body.cursor)
+        await self._acknowledge(call.identity, call.query.device, call.body.cursor)
 
-    async def _acknowledge(self, uid: str, device: str, cursor: str) -> None:
+    async def _acknowledge(self, claims: Claims, device: str, cursor: str) -> None:
         """Never past what the inbox has had: a cursor from the future would hide what is to come."""
-        _, last = await self._inboxes.length(uid)
+        _, last = await self._inboxes.length(claims.uid)
         if last is not None:
-            self._acknowledgements.put(uid, device, min(cursor, last, key=position))
+            self._acknowledgements.put(claims.uid, device, claims.channels, min(cursor, last, key=position))
             await self._acknowledgements.flush()
 
     def routes(self) -> list[Route]:

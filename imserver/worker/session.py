@@ -43,7 +43,7 @@ class Session:
 
     __slots__ = (
         "_bad", "_early", "_latest", "_pinged", "_read_at", "_rules", "_state", "_tokens", "_tokens_at",
-        "audience", "claims", "conn", "delivery", "device",
+        "acknowledging", "audience", "claims", "conn", "delivery", "device",
     )  # fmt: skip
 
     def __init__(self, rules: Rules, conn: str, now: float) -> None:
@@ -60,6 +60,8 @@ class Session:
         self.claims: Claims | None = None
         self.device = ""
         self.audience: Audience | None = None
+        self.acknowledging: tuple[str, ...] = ()
+        """The channels in which an `ack` counts: those of the token from the beginning until now."""
         self.delivery: Delivery | None = None
 
     @property
@@ -168,6 +170,8 @@ class Session:
         changed = (claims.role, claims.channels) != (self.claims.role, self.claims.channels)
         self.claims = claims
         self.audience.role, self.audience.channels = claims.role, claims.channels
+        # of a channel that comes in only now, messages before may be unsent: its cursor waits for the next hello
+        self.acknowledging = tuple(channel for channel in self.acknowledging if channel in claims.channels)
         answer = Send(frames.encode(frames.Refreshed(ts=int(now * 1000), ref=frame.ref)))
         return [answer, Register()] if changed else [answer]
 
@@ -215,6 +219,7 @@ class Session:
     def _prepare(self, claims: Claims, device: str, platform: str) -> None:
         self.claims = claims
         self.device = device
+        self.acknowledging = claims.channels
         self.audience = Audience(self.conn, claims.role, platform, device, claims.channels)
 
     def admitting(self, admit: Admit) -> None:

@@ -62,6 +62,7 @@ class _Posted(msgspec.Struct, omit_defaults=True):
     to: str | None = None
     conversation: str | None = None
     shop: str | None = None
+    skill: str | None = None
 
 
 class Refused(Exception):
@@ -135,7 +136,7 @@ class Uplink:
         if uplink == "journal":
             return await self._send_to_journal(claims, device, frame, channel)
         acting = msgspec.structs.replace(claims, channels=(channel,))
-        posted = _Posted(frame.cid, frame.type, frame.body, frame.to, frame.conversation, frame.shop)
+        posted = _Posted(frame.cid, frame.type, frame.body, frame.to, frame.conversation, frame.shop, frame.skill)
         answer = await self._ask(acting, conn, "POST", "/v1/messages", msgspec.json.encode(posted))
         accepted = msgspec.json.decode(answer, type=_Accepted)
         return frames.Sent(
@@ -151,8 +152,10 @@ class Uplink:
         """Into the receiver's inbox, and the sender's own for its other devices, past all other servers."""
         to = frame.to or ""
         policy = self._settings.channels[channel].send_to
-        if policy == "none" or (policy == "agents" and not await self._agents.is_agent(channel, to)):
-            raise Refused("not_allowed", f"channel {channel} lets clients send to {policy} only", "to")
+        free = to == claims.uid or policy == "any"
+        if not free and (policy == "none" or not await self._agents.is_agent(channel, to)):
+            whom = "agents and themselves" if policy == "agents" else "themselves"
+            raise Refused("not_allowed", f"channel {channel} lets clients send to {whom} only", "to")
         ts = int(self._clock.seconds() * 1000)
         message = frames.Message(
             id=message_id(self._settings.cluster.secret, channel, claims.uid, frame.cid),

@@ -95,6 +95,8 @@ class HookTests(TestCase):
         for answer in (b'{"action": "mask"}', b'{"action": "mask", "body": null}'):
             self.service.answer = answer
             await self.failing("no body that is an object")
+        self.service.answer = b'{"action": "mask", "body": {"t": "%s"}}' % (b"x" * config.BODY_MAX)
+        await self.failing("more than 262144 bytes")
         self.service.status = 500
         await self.failing("status 500")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import sqlite3
-from typing import Any
 
 from imserver.business.conversations import partition, prefix
 from tests.business.shop import KEY, ShopCase
@@ -296,49 +294,3 @@ class FaultTests(ShopCase):
         self.assertEqual(self.inbox("alice")[0]["id"], sent["id"])
         (listed,) = (await self.good("GET", "/v1/conversations", self.token("bob")))["conversations"]
         self.assertEqual(listed["conversation"], sent["conversation"])
-
-
-class UnreadTests(ShopCase):
-    """Unread counts are exact."""
-
-    async def test_against_a_model(self) -> None:
-        """Sends, system messages, recalls, reads and a lost Redis, in any order: unread is what the model says."""
-        await self.start()
-        rng = random.Random(11)
-        tokens = {"bob": self.token("bob"), "alice": await self.agent("alice")}
-        conversation = (await self.say(tokens["bob"], shop="s1"))["conversation"]
-        model: list[dict[str, Any]] = [{"from": "bob", "counts": True}]
-        read = {"bob": 0, "alice": 0}
-        for step in range(120):
-            who = rng.choice(["bob", "alice"])
-            what = rng.choice(["text", "text", "read", "recall", "system"])
-            if what == "text":
-                await self.say(tokens[who], conversation=conversation)
-                model.append({"from": who, "counts": True})
-            elif what == "system":
-                body = {"cid": f"s{step}", "type": "system", "body": {}, "conversation": conversation, "from": "shop"}
-                await self.good("POST", "/v1/messages", KEY, body)
-                model.append({"from": "shop", "counts": False})
-            elif what == "read":
-                seq = rng.randint(0, len(model) + 2)
-                await self.good("POST", f"/v1/conversations/{conversation}/read", tokens[who], {"seq": seq})
-                read[who] = max(read[who], min(seq, len(model)))
-            else:
-                own = [i for i, m in enumerate(model) if m["from"] == who and m["counts"]]
-                if own:
-                    seq = rng.choice(own)
-                    body = {"cid": f"r{step}", "type": "recall", "body": {"seq": seq + 1}, "conversation": conversation}
-                    await self.good("POST", "/v1/messages", tokens[who], body)
-                    model[seq]["counts"] = False
-                    model.append({"from": who, "counts": False})
-            if step == 60:  # Redis loses the conversation: the archive brings it back
-                await self.archived()
-                await self.until(lambda: len(self.inbox("alice")) == len(model))
-                for name in ("conv", "senders", "unanswered"):
-                    await self.redis.command("DEL", f"{prefix(partition(conversation))}:{name}:{conversation}")
-                await self.redis.command("DEL", f"{prefix(partition(conversation))}:whole")
-            if step % 5 == 0:
-                for uid, token in tokens.items():
-                    (listed,) = (await self.good("GET", "/v1/conversations", token))["conversations"]
-                    expected = sum(m["counts"] and m["from"] != uid for m in model[read[uid] :])
-                    self.assertEqual(listed["unread"], expected, (step, uid))

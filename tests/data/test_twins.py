@@ -10,7 +10,7 @@ from twisted.trial.unittest import TestCase
 
 from imserver.data.connections import RedisConnections
 from imserver.data.inbox import DEVICES_MAX, RedisInboxes
-from imserver.data.interface import ConnectionRecord, Lease
+from imserver.data.interface import Acknowledged, ConnectionRecord, Lease
 from imserver.data.leases import LeaseTaken, RedisLeases
 from imserver.data.memory import MemoryConnections, MemoryInboxes, MemoryLeases
 from imserver.data.redis import Redis
@@ -90,28 +90,46 @@ class TwinTests:
 
     async def test_resume(self: Any) -> None:
         """A device goes on after what it names, or acknowledged, or at the end; what is gone is said to be gone."""
-        self.assertEqual((await self.inboxes.resume("u", "d", None)).resumed, True)
+        self.assertEqual((await self.inboxes.resume("u", "d", None, ["demo"])).resumed, True)
         stored = [await self.inboxes.append(delivery(n)) for n in range(20)]
-        fresh = await self.inboxes.resume("u", "d", None)
+        fresh = await self.inboxes.resume("u", "d", None, ["demo"])
         self.assertEqual((fresh.cursor, fresh.last, fresh.resumed), ("0-0", stored[-1].cursor, True))
-        self.assertEqual((await self.inboxes.resume("u", "d", "$")).cursor, stored[-1].cursor)
-        await self.inboxes.acknowledge([("u", "d", stored[5].cursor)])
-        await self.inboxes.acknowledge([("u", "d", stored[3].cursor), ("u", "e", stored[7].cursor)])
-        self.assertEqual((await self.inboxes.resume("u", "d", None)).cursor, stored[5].cursor)
-        self.assertEqual((await self.inboxes.resume("u", "e", None)).cursor, stored[7].cursor)
+        self.assertEqual((await self.inboxes.resume("u", "d", "$", ["demo"])).cursor, stored[-1].cursor)
+        await self.inboxes.acknowledge([Acknowledged("u", "d", ("demo",), stored[5].cursor)])
+        await self.inboxes.acknowledge(
+            [
+                Acknowledged("u", "d", ("demo",), stored[3].cursor),
+                Acknowledged("u", "e", ("demo",), stored[7].cursor),
+            ]
+        )
+        self.assertEqual((await self.inboxes.resume("u", "d", None, ["demo"])).cursor, stored[5].cursor)
+        self.assertEqual((await self.inboxes.resume("u", "e", None, ["demo"])).cursor, stored[7].cursor)
         stored += [await self.inboxes.append(delivery(n)) for n in range(20, 27)]
-        self.assertTrue((await self.inboxes.resume("u", "d", stored[6].cursor)).resumed)
-        self.assertFalse((await self.inboxes.resume("u", "d", stored[5].cursor)).resumed)
-        self.assertFalse((await self.inboxes.resume("u", "new", None)).resumed)
-        beyond = await self.inboxes.resume("u", "d", "99999999999999-0")
+        self.assertTrue((await self.inboxes.resume("u", "d", stored[6].cursor, ["demo"])).resumed)
+        self.assertFalse((await self.inboxes.resume("u", "d", stored[5].cursor, ["demo"])).resumed)
+        self.assertFalse((await self.inboxes.resume("u", "new", None, ["demo"])).resumed)
+        beyond = await self.inboxes.resume("u", "d", "99999999999999-0", ["demo"])
         self.assertEqual((beyond.cursor, beyond.resumed), (stored[-1].cursor, False))
+
+    async def test_channels(self: Any) -> None:
+        """A device has a cursor in each channel; with several it goes on at the earliest."""
+        stored = [await self.inboxes.append(delivery(n)) for n in range(9)]
+        await self.inboxes.acknowledge([Acknowledged("u", "d", ("a", "b"), stored[3].cursor)])
+        await self.inboxes.acknowledge([Acknowledged("u", "d", ("b",), stored[7].cursor)])
+        for channels, expected in ((["a"], 3), (["b"], 7), (["b", "a"], 3), (["c"], None), (["a", "c"], None)):
+            found = (await self.inboxes.resume("u", "d", None, channels)).cursor
+            self.assertEqual(found, "0-0" if expected is None else stored[expected].cursor, channels)
 
     async def test_devices_are_bounded(self: Any) -> None:
         """Beyond the limit the device that is furthest behind is forgotten."""
-        await self.inboxes.acknowledge([("u", f"d{n}", f"{n + 1}-0") for n in range(DEVICES_MAX + 1)])
+        await self.inboxes.acknowledge([Acknowledged("u", "d0", ("other",), "1-0")])
+        await self.inboxes.acknowledge(
+            [Acknowledged("u", f"d{n}", ("demo",), f"{n + 1}-0") for n in range(DEVICES_MAX + 1)]
+        )
         stored = await self.inboxes.append(delivery(1))
-        self.assertEqual((await self.inboxes.resume("u", "d0", None)).cursor, "0-0")
-        self.assertEqual((await self.inboxes.resume("u", "d1", None)).cursor, "2-0")
+        self.assertEqual((await self.inboxes.resume("u", "d0", None, ["demo"])).cursor, "0-0")
+        self.assertEqual((await self.inboxes.resume("u", "d1", None, ["demo"])).cursor, "2-0")
+        self.assertEqual((await self.inboxes.resume("u", "d0", None, ["other"])).cursor, "1-0")
         self.assertEqual(stored.prev, "0-0")
 
     async def test_leases(self: Any) -> None:

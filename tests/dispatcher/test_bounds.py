@@ -1,4 +1,4 @@
-"""How fast a channel may push, and how much is under way at a time."""
+"""How much is under way at a time."""
 
 from __future__ import annotations
 
@@ -7,33 +7,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import TestCase
 
-from imserver.dispatcher.bounds import Bucket, Full, Room
-
-
-class BucketTests(TestCase):
-    """`bounds.Bucket`."""
-
-    def test_rate(self) -> None:
-        """The burst passes at once, then the rate; the answer says after how long to come again."""
-        bucket = Bucket(10, 20, 0.0)
-        self.assertEqual([bucket.take(10, 0.0), bucket.take(10, 0.0)], [0, 0])
-        self.assertEqual(bucket.take(1, 0.0), 1)
-        self.assertEqual(bucket.take(20, 0.5), 2)
-        self.assertEqual(bucket.take(20, 2.0), 0)
-
-    def test_larger_than_the_burst(self) -> None:
-        """A call larger than the whole bucket passes when it is full, and is paid off afterwards."""
-        bucket = Bucket(10, 20, 0.0)
-        self.assertEqual(bucket.take(50, 0.0), 0)
-        self.assertEqual(bucket.take(1, 3.0), 1)
-        self.assertEqual(bucket.take(1, 3.2), 0)
-
-    def test_clock_set_back(self) -> None:
-        """A clock that was set back takes nothing away."""
-        bucket = Bucket(10, 20, 100.0)
-        self.assertEqual(bucket.take(15, 100.0), 0)
-        self.assertEqual(bucket.take(5, 50.0), 0)
-        self.assertEqual(bucket.take(1, 50.0), 1)
+from imserver.dispatcher.bounds import Full, Room
 
 
 class RoomTests(TestCase):

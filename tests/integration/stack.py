@@ -13,15 +13,41 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
-PICKY = """
+from imserver import config
+from imserver.protocol.tokens import Tokens
+
+CHANNELS = """
 [channels.picky]
 uplink = "direct"
 send_to = "agents"
+
+[channels.mute]
+uplink = "direct"
+send_to = "none"
+
+[channels.agents-only]
+send_to = "agents"
+
+[channels.shops-only]
+send_to = "none"
+
+[channels.slow]
+messages_per_s = 1
+messages_burst = 3
+
+[channels.other]
+
+[channels.other-direct]
+uplink = "direct"
+
+[channels.other-journal]
+uplink = "journal"
 """
 ANSWER_S = 15.0
 
@@ -100,6 +126,11 @@ class Demo:
         token: str = answer["token"]
         return token
 
+    def token_of(self, uid: str, channels: Sequence[str], role: str = "customer", **more: Any) -> str:
+        """A user token for several channels, which only who has the key can sign."""
+        settings = config.load(self.directory / "data" / "imserver.toml", {})
+        return Tokens(settings).issue(uid, role, channels, 3600, time.time(), **more)[0]
+
     def agent(self, uid: str, shop: str, **more: Any) -> dict[str, Any]:
         """Register an agent."""
         status, answer = self.business("PUT", f"/v1/agents/{uid}", {"shop": shop, "status": "online", **more})
@@ -143,6 +174,17 @@ class Client:
             frame = self.receive(max(0.01, deadline - time.monotonic()))
             if frame["op"] == op and all(frame.get(name) == value for name, value in fields.items()):
                 return frame
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """All frames that are on their way, acknowledged: those before the answer to a ping."""
+        ref = os.urandom(4).hex()
+        self.send(op="ping", ref=ref)
+        found: list[dict[str, Any]] = []
+        while (frame := self.receive()).get("ref") != ref:
+            found.append(frame)
+            if "cursor" in frame:
+                self.send(op="ack", cursor=frame["cursor"])
+        return found
 
     def ask(self, answer: str, **frame: Any) -> dict[str, Any]:
         """Send with a ref and wait for its answer or error."""
@@ -194,5 +236,5 @@ _shared: list[Demo] = []
 def shared_demo() -> Demo:
     """The demo of this test process; tests use names of their own, so that none disturbs another."""
     if not _shared:
-        _shared.append(Demo(config=PICKY))
+        _shared.append(Demo(config=CHANNELS))
     return _shared[0]

@@ -37,6 +37,17 @@ class DecodeTests(SynchronousTestCase):
         assert isinstance(frame, frames.Send)
         self.assertEqual(bytes(frame.body), body)
 
+    def test_depth(self) -> None:
+        """Nested at most 100 deep, the frame included; brackets in strings do not count."""
+
+        def frame(body: str) -> bytes:
+            return ('{"op":"send","ref":1,"cid":"c","type":"t","to":"u","body":' + body + "}").encode()
+
+        for body in ('{"a":' * 98 + "[]" + "}" * 98, json.dumps({"a": '[{"' * 200}), json.dumps({"a": [{}] * 200})):
+            self.assertIsInstance(frames.decode(frame(body)), frames.Send)
+        error = self.assertRaises(FrameError, frames.decode, frame('{"a":' * 99 + "[]" + "}" * 99))
+        self.assertEqual((error.code, error.ref), ("invalid_json", 1))
+
     def test_unknown_fields_are_ignored(self) -> None:
         """A newer client may say more."""
         self.assertIsInstance(frames.decode(b'{"op":"ping","ref":"x","new":{"a":[1]}}'), frames.Ping)

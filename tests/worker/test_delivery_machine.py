@@ -25,7 +25,7 @@ from msgspec import Raw
 from twisted.internet import task
 from twisted.trial.unittest import SynchronousTestCase
 
-from imserver.data.interface import Entry, Position
+from imserver.data.interface import Acknowledged, Entry, Position
 from imserver.data.memory import MemoryConnections, MemoryInboxes
 from imserver.protocol.deliveries import Delivery, Only, decode_head
 from imserver.protocol.frames import message_frame
@@ -204,7 +204,11 @@ class DeliveryMachine(RuleBasedStateMachine):
                 case Acknowledge():
                     own = decode_head(self.entries[self.index[action.cursor] - 1].head).origin == link.session.conn
                     assert own or position(action.cursor) <= position(link.device.furthest)
-                    result(self.inboxes.acknowledge([("u", link.device.name, action.cursor)]))
+                    result(
+                        self.inboxes.acknowledge(
+                            [Acknowledged("u", link.device.name, link.session.acknowledging, action.cursor)]
+                        )
+                    )
                 case Close():
                     assert action.code in (4408, 4413), action
                     self.lose(link)
@@ -336,7 +340,9 @@ class DeliveryMachine(RuleBasedStateMachine):
         """Do both, or one, or both with a lost lease and a message in between."""
         assert link.admit is not None
         if link.found is None:
-            link.found = result(self.inboxes.resume("u", link.device.name, link.admit.since))
+            link.found = result(
+                self.inboxes.resume("u", link.device.name, link.admit.since, link.admit.claims.channels)
+            )
             if link.admit.since == "$":
                 link.device.skipped |= {entry.cursor for entry in self.entries[: self.index[link.found.cursor]]}
         if step == "race":

@@ -311,6 +311,17 @@ class FrameTests(SynchronousTestCase):
         self.assertEqual(numbers(self.talk.push(entry(1, channel="demo-direct"), entry(2))), [2])
         self.assertEqual(error_of(self.send(to="v", channel="demo-direct"))[0], "not_allowed")
 
+    def test_refresh_and_acknowledge(self) -> None:
+        """An `ack` counts in the channels that the token has had all the time: of others something may be unsent."""
+        for channels, expected in (
+            (["demo", "demo-direct"], ("demo", "demo-direct")),
+            (["demo-direct"], ("demo-direct",)),
+            (["demo", "demo-direct", "demo-journal"], ("demo-direct",)),
+            (["demo"], ()),
+        ):
+            self.talk.say(op="refresh", token=ujson.dumps({"exp": int(NOW) + 7200, "channels": channels}))
+            self.assertEqual(self.talk.session.acknowledging, expected)
+
     def test_refresh_refused(self) -> None:
         """Another uid's token, or a bad one, is refused and changes nothing."""
         for token in ('{"uid":"v"}', "nonsense", '{"exp":1}', ""):

@@ -395,6 +395,22 @@ class DirectTests(Stage):
         self.assertEqual(len(await client.messages(3)), 3)
 
 
+class MuteTests(Stage):
+    """A direct channel whose clients may write to nobody."""
+
+    sections = {"channels": {"mute": {"api_keys": ["mute-key-0123456789"], "uplink": "direct", "send_to": "none"}}}
+
+    async def test_refused_at_once(self) -> None:
+        """What is refused without anybody being asked holds up nothing that follows; oneself may be written to."""
+        client = await self.connect()
+        await client.hello(self.token("u", "mute"))
+        message = {"op": "send", "cid": "c", "type": "t", "body": {}}
+        for ref in range(3):
+            found = await client.ask(**message, ref=ref, to="v")
+            self.assertEqual((found["op"], found["code"], found["ref"]), ("error", "not_allowed", ref))
+        self.assertEqual((await client.ask(**message, ref=3, to="u"))["op"], "sent")
+
+
 class JournalTests(Stage):
     """The `journal` uplink."""
 

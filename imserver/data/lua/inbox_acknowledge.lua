@@ -1,5 +1,5 @@
 -- Moves acknowledged cursors of one user's devices forward, never back.
--- KEYS: cursors   ARGV: ttl_s, devices_max, then device, cursor, device, cursor, ...
+-- KEYS: cursors   ARGV: ttl_s, devices_max (in each channel), then CHANNEL/DEVICE, cursor, CHANNEL/DEVICE, cursor, ...
 local function later(a, b)
   local am, as = string.match(a, '^(%d+)-(%d+)$')
   local bm, bs = string.match(b, '^(%d+)-(%d+)$')
@@ -12,15 +12,22 @@ for i = 3, #ARGV, 2 do
     redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
   end
 end
-local surplus = redis.call('HLEN', KEYS[1]) - tonumber(ARGV[2])
-while surplus > 0 do  -- device names are the client's own choice: the one furthest behind is forgotten
-  local all = redis.call('HGETALL', KEYS[1])
-  local oldest = 1
-  for i = 3, #all, 2 do
-    if later(all[oldest + 1], all[i + 1]) then oldest = i end
+if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[2]) then
+  -- device names are the client's own choice: those furthest behind are forgotten
+  local all, by_channel = redis.call('HGETALL', KEYS[1]), {}
+  for i = 1, #all, 2 do
+    local channel = string.match(all[i], '^([^/]*)/') or ''
+    by_channel[channel] = by_channel[channel] or {}
+    table.insert(by_channel[channel], {all[i], all[i + 1]})
   end
-  redis.call('HDEL', KEYS[1], all[oldest])
-  surplus = surplus - 1
+  for _, devices in pairs(by_channel) do
+    if #devices > tonumber(ARGV[2]) then
+      table.sort(devices, function(a, b) return later(b[2], a[2]) end)
+      for i = 1, #devices - tonumber(ARGV[2]) do
+        redis.call('HDEL', KEYS[1], devices[i][1])
+      end
+    end
+  end
 end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 return 1
