@@ -48,6 +48,18 @@ uplink = "direct"
 
 [channels.other-journal]
 uplink = "journal"
+
+[channels.told]
+webhook_url = "http://127.0.0.1:9/"
+webhook_secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="]
+
+[channels.other-told]
+webhook_url = "http://127.0.0.1:9/"
+webhook_secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="]
+
+[webhooks]
+retry_first_s = 0.1
+give_up_s = 0.1
 """
 ANSWER_S = 15.0
 

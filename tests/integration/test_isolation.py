@@ -451,6 +451,36 @@ class BusinessTests(IsolationCase):
         found = self.business("GET", "/v1/flagged?limit=200", None, self.keys[B])["flagged"]
         self.assertNotIn(id, [each["id"] for each in found])
 
+    @covers(
+        "GET /v1/webhook",
+        "POST /v1/webhook/ping",
+        "GET /v1/webhook/dead",
+        "POST /v1/webhook/dead/retry",
+        "POST /v1/webhook/dead/drop",
+    )
+    def test_webhook(self) -> None:
+        """A channel's webhook, and what its back office was not told, is its own. (Nobody listens at either.)"""
+        told, other = self.keys["told"], self.keys["other-told"]
+        id = self.business("POST", "/v1/webhook/ping", None, told)["id"]
+        while not self.business("GET", "/v1/webhook", None, told)["dead"]:
+            continue
+        (dead,) = self.business("GET", "/v1/webhook/dead", None, told)["dead"]
+        self.assertEqual(dead["id"], id)
+        state = self.business("GET", "/v1/webhook", None, other)
+        self.assertEqual((state["waiting"], state["dead"], state["failed_ts"]), (0, 0, None))
+        self.assertEqual(self.business("GET", "/v1/webhook/dead", None, other)["dead"], [])
+        for what in ("retry", "drop"):
+            body = {"cursors": [dead["cursor"]]}
+            for nothing in (body, {}):
+                self.assertEqual(self.business("POST", f"/v1/webhook/dead/{what}", nothing, other), {"moved": 0})
+            for key in (self.keys[A], self.demo.token_of(self.u, ["told"])):
+                status, _ = self.demo.business("POST", f"/v1/webhook/dead/{what}", body, key)
+                self.assertIn(status, (200, 403, 409))
+        token = self.demo.token_of(self.u, ["told"], "system")
+        for method, path in (("GET", ""), ("GET", "/dead"), ("POST", "/ping")):
+            self.assertEqual(self.demo.business(method, f"/v1/webhook{path}", None, token)[0], 403)
+        self.assertEqual(self.business("GET", "/v1/webhook/dead", None, told)["dead"], [dead])
+
     @covers("GET /v1/messages/{id}")
     def test_lookup(self) -> None:
         """Neither before nor after it is archived."""
