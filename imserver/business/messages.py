@@ -21,16 +21,15 @@ from twisted.logger import Logger
 
 from imserver import config
 from imserver.business.access import Caller
-from imserver.business.assignment import Change, Standing, State
+from imserver.business.assignment import Change, Outcome, Standing, State
 from imserver.business.channels import Channels
 from imserver.business.conversations import Accepted, Conversations, Draft, Lost, Place, Refused
 from imserver.business.desk import Desks
 from imserver.business.history import History, recalled_seq
-from imserver.business.hook import HookFailed, ModerationHook
 from imserver.business.lists import Lists, together
 from imserver.business.outbox import Outbox
+from imserver.business.policy import Policy
 from imserver.business.shops import Desk, Shops
-from imserver.business.words import Words
 from imserver.data.interface import Unavailable
 from imserver.http.problems import (
     Problem,
@@ -89,8 +88,7 @@ class Messages:
         lists: Lists,
         history: History,
         outbox: Outbox,
-        words: Words,
-        hook: ModerationHook,
+        policy: Policy,
         metrics: Metrics,
     ) -> None:
         self._clock = clock
@@ -101,8 +99,7 @@ class Messages:
         self._lists = lists
         self._history = history
         self._outbox = outbox
-        self._words = words
-        self._hook = hook
+        self._policy = policy
         self._hours = {
             name: config.OpeningHours(channel.opening_hours, channel.time_zone)
             for name, channel in settings.channels.items()
@@ -192,11 +189,11 @@ class Messages:
         repeated = await self._repeated(queue, draft)
         if repeated is not None:
             return repeated
-        draft, flagged = await self._moderated(draft)
+        draft, flagged = await self._policy.moderate(draft)
         token = self._outbox.lease()
         accepted = await self._conversations.accept(queue, draft, now=self._now(), token=token, to=to)
         self._sent(queue, token, accepted)
-        await self._flag(draft, None, flagged)
+        await self._policy.flag(draft, None, flagged)
         return Sent(id=draft.id, ts=accepted.ts, duplicate=accepted.duplicate or UNSET)
 
     # -- In a conversation -----------------------------------------------------------------------------------
@@ -219,7 +216,7 @@ class Messages:
         repeated = await self._repeated(id, draft)
         if repeated is not None:
             return repeated
-        draft, flagged = await self._moderated(draft)
+        draft, flagged = await self._policy.moderate(draft)
         place = await self._conversations.create(id, channel, shop, customer, self._now())
         return await self._open_and_accept(place, draft, message, flagged, Standing())
 
@@ -228,9 +225,7 @@ class Messages:
         side = await self.side_of(caller, place, sender)
         draft = msgspec.structs.replace(self._draft(caller, message, place.channel, sender), side=side)
         desk = Desk(place.channel, place.shop)
-        repeated, standing = await together(
-            [self._repeated(place.id, draft), self._shops.look(desk, place.id, self._writes(draft))]
-        )
+        repeated, standing = await together([self._repeated(place.id, draft), self._shops.look(desk, place.id)])
         if isinstance(repeated, Sent):
             return repeated
         assert isinstance(standing, Standing)
@@ -242,7 +237,7 @@ class Messages:
                 if standing.state == "waiting"
                 else "Another agent has this conversation."
             )
-        draft, flagged = await self._moderated(draft)
+        draft, flagged = await self._policy.moderate(draft)
         return await self._open_and_accept(place, draft, message, flagged, standing)
 
     async def _open_and_accept(
@@ -251,10 +246,7 @@ class Messages:
         desk, away = Desk(place.channel, place.shop), False
         changes: tuple[Change, ...] = ()
         if standing.state == "closed" and draft.type not in ("system", "recall"):
-            opener = draft.sender if draft.side == "shop" else ""
-            given = await self._shops.start(
-                desk, place.id, place.customer, skill=message.skill or "", agent=opener, side=self._writes(draft)
-            )
+            given = await self._start(desk, place, draft, message)
             if given.result != "ok":
                 raise _not_opened(given.result)
             changes, before = given.changes, standing.agent
@@ -264,10 +256,35 @@ class Messages:
                 await self._lists.drop(place, before)
         accepted = await self._accept(place, draft, standing)
         self._desks.carry_out(desk, changes)
-        await self._flag(draft, place.id, flagged)
+        if not changes and not accepted.duplicate:
+            standing = await self._written(place, draft, message, standing)
+        await self._policy.flag(draft, place.id, flagged)
         if away:
             await self._say_away(place, standing)
         return self._answer(draft.id, place, accepted, standing)
+
+    async def _written(self, place: Place, draft: Draft, message: Send, standing: Standing) -> Standing:
+        """Tell the desk of an accepted message: time to answer begins or ends; what was closed meanwhile is opened."""
+        side = self._writes(draft)
+        if not side or standing.state == "closed":
+            return standing
+        desk = Desk(place.channel, place.shop)
+        try:
+            now = await self._shops.look(desk, place.id, side)
+            if now.state != "closed":
+                return standing
+            given = await self._start(desk, place, draft, message)
+        except Unavailable as error:  # it is accepted; the next message opens the conversation
+            log.warn("the desk of {conversation} is not told: {error}", conversation=place.id, error=error)
+            return standing
+        self._desks.carry_out(desk, given.changes)
+        return given.standing_of(place.id) or now
+
+    async def _start(self, desk: Desk, place: Place, draft: Draft, message: Send) -> Outcome:
+        opener = draft.sender if draft.side == "shop" else ""
+        return await self._shops.start(
+            desk, place.id, place.customer, skill=message.skill or "", agent=opener, side=self._writes(draft)
+        )
 
     async def _accept(self, place: Place, draft: Draft, standing: Standing) -> Accepted:
         """Store, list, and send on."""
@@ -352,32 +369,6 @@ class Messages:
             return None
         standing = await self._shops.look(Desk(place.channel, place.shop), earlier)
         return self._answer(draft.id, place, accepted, standing)
-
-    async def _moderated(self, draft: Draft) -> tuple[Draft, tuple[str, ...]]:
-        """The draft as the word filter and the external service leave it, and the words to be flagged."""
-        if draft.type in ("system", "recall"):
-            return draft, ()
-        policy = self._settings.channels[draft.channel].words or draft.channel
-        verdict = self._words.filter_for(policy).moderate(draft.body)
-        if verdict.action == "block":
-            raise invalid("The message has a word that is blocked here.", "body", "blocked_content")
-        try:
-            opinion = await self._hook.moderate(draft.channel, draft.sender, draft.type, verdict.body)
-        except HookFailed:
-            raise unavailable("The word service is away; try again.") from None
-        if opinion.action == "block":
-            raise invalid("The message is not acceptable here.", "body", "blocked_content")
-        flagged = verdict.flagged or (("*",) if opinion.action == "flag" else ())
-        return msgspec.structs.replace(draft, body=opinion.body), flagged
-
-    async def _flag(self, draft: Draft, conversation: str | None, words: tuple[str, ...]) -> None:
-        if words:
-            try:
-                await self._words.record_flag(
-                    draft.channel, id=draft.id, sender=draft.sender, conversation=conversation, words=words
-                )
-            except Unavailable as error:
-                log.warn("flagged message {id} is not in the list: {error}", id=draft.id, error=error)
 
     def _sent(self, queue: str, token: str, accepted: Accepted) -> None:
         if accepted.head:

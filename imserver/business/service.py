@@ -25,6 +25,7 @@ from imserver.business.lists import Lists
 from imserver.business.lookup import Lookup
 from imserver.business.messages import Messages
 from imserver.business.outbox import Outbox
+from imserver.business.policy import Policy
 from imserver.business.presence import ANSWER_S, MERCHANT, Presence
 from imserver.business.shops import Shops
 from imserver.business.threads import Threads
@@ -108,7 +109,7 @@ class BusinessServer:
         outbox = Outbox(reactor, settings, conversations, client, tokens, webhooks)
         desks = Desks(clock, conversations, shops, lists, outbox)
         words = Words(redis, clock)
-        hook = ModerationHook(self._outside_client(), settings.moderation)
+        policy = Policy(settings, words, ModerationHook(self._outside_client(), settings.moderation))
         posts = metrics.counter(
             "webhook_posts", "POSTs to back offices, by what became of them.", ("channel", "outcome")
         )
@@ -119,7 +120,7 @@ class BusinessServer:
             self._outside_client(),
             lambda channel, outcome: posts.labels(channel, outcome).inc(),
         )
-        messages = Messages(clock, settings, conversations, shops, desks, lists, history, outbox, words, hook, metrics)
+        messages = Messages(clock, settings, conversations, shops, desks, lists, history, outbox, policy, metrics)
         threads = Threads(clock, conversations, shops, desks, lists, history, outbox, messages)
         archiver = Archiver(reactor, redis, archive, settings.business)
         self._watch(metrics, archiver, outbox)

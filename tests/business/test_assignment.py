@@ -91,6 +91,17 @@ class LossTests(ShopCase):
         agents = {one["uid"]: one["load"] for one in (await self.good("GET", "/v1/shops/s1/agents"))["agents"]}
         self.assertEqual(agents, {"alice": 1, "carol": 1})
 
+    async def test_blocked_is_no_answer(self) -> None:
+        """An answer that the word filter refused does not stop the clock."""
+        await self.start(assignment={"answer_timeout_s": 1})
+        alice = await self.agent("alice")
+        await self.good("PUT", "/v1/words/darn", body={"action": "block"})
+        conversation = (await self.say(self.token("bob"), shop="s1"))["conversation"]
+        body = {"cid": "x", "type": "text", "body": {"text": "darn"}, "conversation": conversation}
+        await self.refused(422, "blocked_content", "POST", "/v1/messages", alice, body)
+        await self.agent("carol")
+        await self.until(lambda: self.dispatcher.states("bob")[-1:] == [("assigned", "carol", None)])
+
     async def test_gone_and_nobody_else(self) -> None:
         """A customer whose agent is gone goes to the head of the queue, and back to him when he returns first."""
         await self.start(assignment={"offline_grace_s": 0.2})

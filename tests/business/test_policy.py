@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import ujson
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.web import resource, server
 
@@ -25,11 +26,21 @@ class WordService(resource.Resource):
         super().__init__()
         self.answer: dict[str, Any] | None = {"action": "pass"}
         self.questions: list[dict[str, Any]] = []
+        self.held: list[Any] = []
 
     def render_POST(self, request: Any) -> Any:
         """One question."""
         self.questions.append(ujson.loads(request.content.read()))
-        return server.NOT_DONE_YET if self.answer is None else ujson.dumps(self.answer).encode()
+        if self.answer is None:
+            self.held.append(request)
+            return server.NOT_DONE_YET
+        return ujson.dumps(self.answer).encode()
+
+    def let_pass(self) -> None:
+        """Answer what was not answered."""
+        for request in self.held:
+            request.write(b'{"action": "pass"}')
+            request.finish()
 
 
 class PolicyTests(ShopCase):
@@ -130,6 +141,24 @@ class PolicyTests(ShopCase):
         self.assertEqual((listed["id"], listed["words"]), (flagged["id"], ["*"]))
         recall = {"cid": "r", "type": "recall", "body": {"seq": 1}, "conversation": conversation}
         await self.good("POST", "/v1/messages", bob, recall)
+
+    async def test_closed_meanwhile(self) -> None:
+        """A conversation that is closed while the service thinks about a message is opened again by that message."""
+        service = await self.service(timeout_s=10.0)
+        bob = self.token("bob")
+        conversation = (await self.say(bob, shop="s1"))["conversation"]
+        service.answer = None
+        sending = Deferred.fromCoroutine(self.say(bob, "one more thing", conversation=conversation))
+        await self.until(lambda: service.held)
+        await self.good("POST", f"/v1/conversations/{conversation}/close")
+        service.let_pass()
+        sent = await sending
+        self.assertEqual((sent["state"], sent["agent"]), ("assigned", "alice"))
+        (agent,) = (await self.good("GET", "/v1/shops/s1/agents"))["agents"]
+        self.assertEqual(agent["load"], 1)
+        await self.until(
+            lambda: [state for state, _, _ in self.dispatcher.states("bob")][-2:] == ["closed", "assigned"]
+        )
 
     async def test_fail_open(self) -> None:
         """A service that does not answer in time lets messages pass, if that is the setting."""
