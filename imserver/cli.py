@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import imserver
-from imserver.commands import bench, configuration, demonstration, messages, operations, tokens, trace
+from imserver.commands import bench, configuration, demonstration, messages, operations, tokens, trace, webhooks
 from imserver.commands.target import CommandError, complain
 
 
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     made = _Parser(prog="imctl", description="Try, run and watch imserver.", allow_abbrev=False)
     made.add_argument("--version", action="version", version=f"imserver {imserver.__version__}")
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
-    for module in (demonstration, tokens, messages, operations, trace, configuration, bench):
+    for module in (demonstration, tokens, messages, operations, trace, webhooks, configuration, bench):
         module.add(commands)
     return made
 

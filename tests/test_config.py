@@ -93,6 +93,24 @@ class ConfigTests(SynchronousTestCase):
         twice = GOOD | {"channels": {"a": {"api_keys": ["k" * 16]}, "b": {"api_keys": ["k" * 16]}}}
         self.assertIn("key of channel a", " ".join(self.mistakes(twice)))
 
+    def test_webhook(self) -> None:
+        """A webhook has an address and usable secrets, and wants events that there are."""
+        hook = {"webhook_url": "ftp://x", "webhook_secrets": ["whsec_MfKQ9r8", "hush"], "webhook_events": ["nonsense"]}
+        found = self.mistakes(GOOD | {"channels": {"a": {"api_keys": ["k" * 16], **hook}}})
+        keys = ("webhook_url", "webhook_secrets[0]", "webhook_secrets[1]", "webhook_events")
+        self.assertEqual(sorted(text.split(":")[0] for text in found), sorted(f"channels.a.{key}" for key in keys))
+        self.assertNotIn("hush", " ".join(found))
+        hook = {"webhook_url": "https://x"}
+        (found,) = self.mistakes(GOOD | {"channels": {"a": {"api_keys": ["k" * 16], **hook}}})
+        self.assertIn("openssl rand -base64 32", found)
+
+    def test_hours(self) -> None:
+        """Opening hours and their time zone have to be some."""
+        shop = {"opening_hours": ["mon-fri 09:00-18:00", "monday 9-18"], "time_zone": "Mars/Base"}
+        found = self.mistakes(GOOD | {"channels": {"a": {"api_keys": ["k" * 16], **shop}}})
+        keys = sorted(text.split(":")[0] for text in found)
+        self.assertEqual(keys, ["channels.a.opening_hours[1]", "channels.a.time_zone"])
+
     def test_a_secret_is_not_told(self) -> None:
         """A mistake in a secret does not put it on the terminal."""
         found = " ".join(self.mistakes(GOOD | {"cluster": {"secret": ["hush-hush"]}}))

@@ -1,4 +1,4 @@
-"""What follows when conversations change hands: everybody is told, and what waited is sent."""
+"""What follows when conversations change hands: everybody is told, the back office too, and what waited is sent."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class Desks:
         if not changes:
             return
         self.tell(desk, changes)
+        self._begin(self._shops.pass_on(desk))
         moves = [change for change in changes if change.moves]
         if moves:
             self._begin(self._settle_all(desk, moves))
@@ -66,6 +67,7 @@ class Desks:
         for desk in await self._shops.open_desks():
             for conversation in await self._shops.unsettled(desk):
                 await self._settle(desk, conversation)
+            await self._shops.pass_on(desk)
             self.carry_out(desk, (await self._shops.sweep(desk)).changes)
 
     async def heal(self, conversation: str, now: int) -> None:

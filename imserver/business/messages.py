@@ -104,6 +104,10 @@ class Messages:
         self._words = words
         self._hook = hook
         self._channels = Channels(settings.channels, clock, metrics)
+        self._hours = {
+            name: config.OpeningHours(channel.opening_hours, channel.time_zone)
+            for name, channel in settings.channels.items()
+        }
 
     async def send(self, caller: Caller, message: Send) -> Sent:
         """Accept a message, or raise the Problem that says why not."""
@@ -300,15 +304,20 @@ class Messages:
             raise forbidden(f"A message can be taken back for {self._settings.messages.recall_s} s.")
 
     async def _say_away(self, place: Place, standing: Standing) -> None:
+        """Tell a customer who has just begun to wait that this may take long."""
         text = self._settings.channels[place.channel].away_message
-        if not text or await self._shops.any_online(Desk(place.channel, place.shop)):
+        if not text:
             return
+        if self._hours[place.channel].open_at(self._now()):
+            agents = await self._shops.agents(Desk(place.channel, place.shop))
+            if any(agent.online and agent.status == "online" for agent in agents):
+                return
         draft = Draft(
             id=ids.message_id("", place.channel, place.shop, None),
             channel=place.channel,
             sender=place.shop,
-            type="away",
-            body=msgspec.json.encode({"text": text}),
+            type="text",
+            body=msgspec.json.encode({"text": text, "auto": True}),
             own_devices=False,
         )
         await self._accept(place, draft, standing)

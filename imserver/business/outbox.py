@@ -19,9 +19,11 @@ from twisted.logger import Logger
 from imserver import config
 from imserver.business.conversations import PARTITIONS, Conversations, Envelope
 from imserver.data.interface import Unavailable
+from imserver.data.webhooks import RedisWebhooks
 from imserver.http.client import HttpClient, Unreachable
 from imserver.protocol.deliveries import Delivery
 from imserver.protocol.tokens import CLUSTER_TTL_S, Tokens
+from imserver.protocol.webhooks import message_event
 
 log = Logger()
 
@@ -35,6 +37,7 @@ _RETRIES = 2
 class _Message(msgspec.Struct):
     id: str
     channel: str
+    ts: int
     conversation: str | None = None
 
 
@@ -54,7 +57,13 @@ class Outbox:
     """Sends what waits in the outboxes."""
 
     def __init__(
-        self, reactor: Any, settings: config.Config, conversations: Conversations, client: HttpClient, tokens: Tokens
+        self,
+        reactor: Any,
+        settings: config.Config,
+        conversations: Conversations,
+        client: HttpClient,
+        tokens: Tokens,
+        webhooks: RedisWebhooks,
     ) -> None:
         self.in_flight = 0
         self.dispatched = 0
@@ -67,6 +76,7 @@ class Outbox:
         self._conversations = conversations
         self._client = client
         self._tokens = tokens
+        self._webhooks = webhooks
         self._signed = ("", 0.0)
         self._url = settings.dispatcher.url.rstrip("/") + "/v1/deliveries"
         self._running: set[Deferred[None]] = set()
@@ -166,6 +176,9 @@ class Outbox:
                         await self.healed(message.conversation, self._now())
                     await self.deliver([_delivery(uid, envelope, message) for uid in envelope.to])
                     self.dispatched += 1
+                    if envelope.sender and self._webhooks.wants(message.channel, "message"):  # not what is handed over
+                        event = message_event(message.channel, message.id, message.ts, envelope.message)
+                        await self._webhooks.record(message.channel, [event])
                 except Undelivered as error:
                     log.info("{queue} is left to the sweeper: {error}", queue=queue, error=error)
                     delivered = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IListeningPort
@@ -13,7 +14,7 @@ from twisted.logger import Logger
 
 import imserver
 from imserver import config
-from imserver.business import http, http_shops
+from imserver.business import http, http_shops, http_webhooks
 from imserver.business.access import Access
 from imserver.business.archive import Archiver
 from imserver.business.conversations import Conversations
@@ -24,9 +25,10 @@ from imserver.business.lists import Lists
 from imserver.business.lookup import Lookup
 from imserver.business.messages import Messages
 from imserver.business.outbox import Outbox
-from imserver.business.presence import MERCHANT, Presence
+from imserver.business.presence import ANSWER_S, MERCHANT, Presence
 from imserver.business.shops import Shops
 from imserver.business.threads import Threads
+from imserver.business.webhooks import WebhookSender
 from imserver.business.words import Words
 from imserver.data.bans import RedisBans
 from imserver.data.connections import RedisConnections
@@ -35,6 +37,7 @@ from imserver.data.events import RESUBSCRIBED, RedisEvents
 from imserver.data.interface import Unavailable
 from imserver.data.leases import RedisLeases
 from imserver.data.redis import Redis
+from imserver.data.webhooks import RedisWebhooks
 from imserver.http.client import HttpClient
 from imserver.http.problems import Problem, unavailable
 from imserver.http.resource import Api
@@ -43,10 +46,15 @@ from imserver.http.standard import with_standard
 from imserver.ops.metrics import Metrics
 from imserver.ops.startup import StartupError, listen
 from imserver.protocol.tokens import Tokens
+from imserver.routing.workers import FRESH_S, Workers
+from imserver.rpc.peers import PerspectivePeers
 
 log = Logger()
 WORDS_EVERY_S = 1.0
 """How often the word lists are looked at: changes have to be in force within 2 s (contract: words)."""
+
+ANSWER_MAX = 1 << 20
+"""Bytes of an answer of a word service or a back office."""
 
 TITLE = "imserver business server"
 
@@ -76,6 +84,7 @@ class BusinessServer:
             raise StartupError(f"[database] url cannot be used: {error}") from error
         self._stops.append(archive.stop)
         clock = reactor
+        metrics = Metrics("im-business", imserver.__version__)
         tokens = Tokens(settings)
         client = HttpClient(
             reactor,
@@ -87,25 +96,45 @@ class BusinessServer:
         conversations = Conversations(
             redis, archive, cid_ttl_s=settings.delivery.cid_ttl_s, lease_s=settings.business.dispatch_lease_s
         )
-        presence = Presence(RedisConnections(redis), RedisLeases(redis, settings.worker.lease_ttl_s))
-        shops = Shops(redis, presence, settings.assignment, clock)
+        answers_soon = min(ANSWER_S, settings.cluster.rpc_timeout_s)
+        peers = PerspectivePeers(reactor, msgspec.structs.replace(settings.cluster, rpc_timeout_s=answers_soon))
+        self._stops.append(peers.stop)
+        workers = Workers(RedisLeases(redis, settings.worker.lease_ttl_s), peers)
+        presence = Presence(RedisConnections(redis), workers, peers)
+        webhooks = RedisWebhooks(redis, clock, settings)
+        shops = Shops(redis, presence, webhooks, settings.assignment, clock)
         lists = Lists(redis, conversations, shops)
         history = History(redis, archive)
-        outbox = Outbox(reactor, settings, conversations, client, tokens)
+        outbox = Outbox(reactor, settings, conversations, client, tokens, webhooks)
         desks = Desks(clock, conversations, shops, lists, outbox)
         words = Words(redis, clock)
-        hook = ModerationHook(client, settings.moderation)
-        archiver = Archiver(reactor, redis, archive, settings.business)
-        metrics = self._metrics(archiver, outbox)
+        hook = ModerationHook(self._outside_client(), settings.moderation)
+        posts = metrics.counter(
+            "webhook_posts", "POSTs to back offices, by what became of them.", ("channel", "outcome")
+        )
+        sender = WebhookSender(
+            reactor,
+            settings,
+            webhooks,
+            self._outside_client(),
+            lambda channel, outcome: posts.labels(channel, outcome).inc(),
+        )
         messages = Messages(clock, settings, conversations, shops, desks, lists, history, outbox, words, hook, metrics)
         threads = Threads(clock, conversations, shops, desks, lists, history, outbox, messages)
+        archiver = Archiver(reactor, redis, archive, settings.business)
+        self._watch(metrics, archiver, outbox)
         kept = http.Kept(threads.introduce)
         await self._migrate(archive, archiver)
         await redis.insist(words.refresh)
         events = RedisEvents(reactor, redis, settings.redis)
         events.subscribe(lambda event: self._hear(event, desks))
-        self._stops += [archiver.stop, events.stop, desks.stop, outbox.stop, kept.finish]
+        self._stops += [archiver.stop, events.stop, sender.stop, desks.stop, outbox.stop, kept.finish]
+        self._every("workers", FRESH_S, workers.refresh)
         self._every("words", WORDS_EVERY_S, words.refresh)
+        self._every("webhooks", settings.webhooks.poll_s, sender.sweep)
+        waiting = metrics.gauge("webhook_waiting", "Events that a back office is to be told.", ("channel",))
+        dead = metrics.gauge("webhook_dead", "Events that were given up.", ("channel",))
+        self._every("webhook gauges", settings.business.sweep_s, lambda: sender.measure(waiting, dead))
         self._every("outbox", settings.business.sweep_s, outbox.sweep)
         self._every("desks", settings.business.sweep_s, desks.sweep)
 
@@ -118,6 +147,7 @@ class BusinessServer:
                 [
                     *http.routes(messages, threads, kept),
                     *http_shops.routes(settings, shops, desks, words, kept),
+                    *http_webhooks.routes(settings, webhooks, clock),
                     *Lookup(archive, conversations).routes(),
                 ],
                 title=TITLE,
@@ -209,15 +239,19 @@ class BusinessServer:
             )
         )
 
-    def _metrics(self, archiver: Archiver, outbox: Outbox) -> Metrics:
-        metrics = Metrics("im-business", imserver.__version__)
+    def _outside_client(self) -> HttpClient:
+        """For calls to what is not ours: however slow it is, calls to our own servers do not wait behind them."""
+        client = HttpClient(self._reactor, max_answer=ANSWER_MAX)
+        self._stops.append(client.close)
+        return client
+
+    def _watch(self, metrics: Metrics, archiver: Archiver, outbox: Outbox) -> None:
         metrics.gauge_of("journal_entries", "Journal entries not archived yet.", lambda: self._journal)
         metrics.gauge_of("archived_messages", "Messages this server has archived.", lambda: archiver.archived)
         metrics.gauge_of("archive_away", "1 while the archiver cannot write.", lambda: bool(archiver.away))
         metrics.gauge_of("outbox_in_flight", "Outboxes being dispatched.", lambda: outbox.in_flight)
         metrics.gauge_of("dispatched_messages", "Messages given to a dispatcher.", lambda: outbox.dispatched)
         metrics.gauge_of("dispatcher_away", "1 while no dispatcher takes messages.", lambda: bool(outbox.away))
-        return metrics
 
 
 def _unavailable(error: Unavailable) -> Problem:

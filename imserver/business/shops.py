@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
+from msgspec import UNSET
+from twisted.internet.defer import DeferredLock
 from twisted.internet.interfaces import IReactorTime
 
 from imserver import config
-from imserver.business.assignment import AgentSettings, Outcome, Standing, State, Status, outcome, standing
+from imserver.business.assignment import AgentSettings, Outcome, Standing, Status, outcome, standing
 from imserver.business.presence import Presence
 from imserver.data.agents import shops_key
-from imserver.data.redis import Argument, Redis
+from imserver.data.redis import Argument, Redis, pairs
+from imserver.data.webhooks import RedisWebhooks
+from imserver.protocol.webhooks import Event, event_id
 
 OPEN = "im:shops:open"
 """Desks with somebody assigned or waiting, as `CHANNEL/SHOP`: those that the sweeper looks at."""
+
+
+_EVENTS_AT_ONCE = 200
 
 
 class Agent(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,11 +66,20 @@ class Desk(msgspec.Struct, frozen=True):
 class Shops:
     """Operations on desks: each looks up who is online and then runs one script."""
 
-    def __init__(self, redis: Redis, presence: Presence, settings: config.Assignment, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        presence: Presence,
+        webhooks: RedisWebhooks,
+        settings: config.Assignment,
+        clock: IReactorTime,
+    ) -> None:
         self._redis = redis
         self._presence = presence
+        self._webhooks = webhooks
         self._settings = settings
         self._clock = clock
+        self._passing = DeferredLock()
 
     async def shop_of(self, channel: str, uid: str) -> str | None:
         """The shop of an agent, None if it is none."""
@@ -90,11 +107,10 @@ class Shops:
         Results: `ok`, `no_agent`, `full` (that agent), `crowded` (the queue).
         """
         online = "" if agent else await self._online(desk)
+        await self._redis.command("SADD", OPEN, desk.name)  # before: if we die in between, the sweeper looks at it
         given = await self._operate(
             "start", desk, conversation, online, customer, skill, self._settings.queue_max, agent, side
         )
-        if given.result == "ok":
-            await self._redis.command("SADD", OPEN, desk.name)
         found = given.standing_of(conversation)
         if found is not None and found.state == "waiting":
             # an agent who came online between the look-up and the queueing would not have been seen by either
@@ -195,9 +211,15 @@ class Shops:
             if uid is not None and ts is not None  # else it was served between these looks
         ]
 
-    async def any_online(self, desk: Desk) -> bool:
-        """Whether any agent of this desk is connected."""
-        return bool(await self._online(desk))
+    async def pass_on(self, desk: Desk) -> None:
+        """Give the webhooks what the back office is to be told of this desk; twice if we die in between."""
+        if not self._webhooks.wanted(desk.channel):
+            return
+        key = f"{desk.prefix}:events"
+        async with self._passing:  # one at a time here: the sweeper and a change would both pass the same on
+            while found := await self._redis.command("XRANGE", key, "-", "+", "COUNT", _EVENTS_AT_ONCE):
+                await self._webhooks.record(desk.channel, [_event(desk, pairs(fields)) for _, fields in found])
+                await self._redis.command("XDEL", key, *[entry for entry, _ in found])
 
     async def _online(self, desk: Desk) -> str:
         uids = [uid.decode() for uid in await self._redis.command("HKEYS", f"{desk.prefix}:agents")]
@@ -211,9 +233,26 @@ class Shops:
         answer: Sequence[object] = await self._redis.script(
             "shop_desk",
             [desk.prefix],
-            [operation, subject, online, self._settings.strategy, int(self._settings.sticky), now, *more],
+            [
+                *(operation, subject, online, self._settings.strategy, int(self._settings.sticky), now),
+                *(" ".join(self._webhooks.wanted(desk.channel)), *more),
+            ],
         )
         return answer
 
 
-STATES: frozenset[State] = frozenset(("waiting", "assigned", "closed"))
+def _event(desk: Desk, fields: dict[bytes, bytes]) -> Event:
+    text = {name.decode(): value.decode() for name, value in fields.items()}
+    state: Any = text["event"]
+    return Event(
+        id=event_id(desk.channel, state, text["conversation"], text["epoch"]),
+        event=state,
+        channel=desk.channel,
+        ts=int(text["ts"]),
+        conversation=text["conversation"],
+        shop=desk.shop,
+        customer=text["customer"],
+        agent=text["agent"] or None,
+        previous=text["previous"] or None,
+        position=int(text["position"]) or UNSET,
+    )

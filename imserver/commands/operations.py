@@ -57,7 +57,7 @@ def status(options: argparse.Namespace) -> int:
 
     async def work(reactor: Any) -> int:
         http = HttpClient(reactor)
-        urls = {"dispatcher": target.dispatcher, "business": target.settings.business.url.rstrip("/")}
+        urls = {"dispatcher": target.dispatcher, "business": target.business}
         states = {name: await _readiness(http, url) for name, url in urls.items()}
         for name, state in states.items():
             print(f"{name:<11} {urls[name]:<32} {state}")

@@ -8,8 +8,9 @@ import re
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
@@ -22,6 +23,8 @@ from imserver.http.client import Answer, HttpClient, Unreachable
 CALL_TIMEOUT_S = 10.0
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
+
+Server = Literal["dispatcher", "business server"]
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -76,28 +79,37 @@ class Target:
         """The dispatcher's base URL."""
         return self.settings.dispatcher.url.rstrip("/")
 
-    async def call(self, http: HttpClient, method: str, path: str, body: Any = None) -> Any:
-        """The decoded answer of the dispatcher to a call with the channel's key; `CommandError` says what
-        it said.
-        """
+    @property
+    def business(self) -> str:
+        """The business server's base URL."""
+        return self.settings.business.url.rstrip("/")
+
+    async def call(
+        self, http: HttpClient, method: str, path: str, body: Any = None, *, server: Server = "dispatcher"
+    ) -> Any:
+        """The decoded answer of a server to a call with the channel's key; `CommandError` says what it said."""
         encoded = None if body is None else msgspec.json.encode(body)
+        base = self.dispatcher if server == "dispatcher" else self.business
         try:
-            answer = await http.call(
-                method, self.dispatcher + path, body=encoded, token=self.key, timeout=CALL_TIMEOUT_S
-            )
+            answer = await http.call(method, base + path, body=encoded, token=self.key, timeout=CALL_TIMEOUT_S)
         except Unreachable as error:
-            raise CommandError(f"the dispatcher cannot be reached: {error}") from None
+            raise CommandError(f"the {server} cannot be reached: {error}") from None
         if answer.status >= 300:
-            raise CommandError(_problem(answer))
+            raise CommandError(_problem(answer, server))
         return msgspec.json.decode(answer.body) if answer.body else None
 
 
-def _problem(answer: Answer) -> str:
+def shown_time(ts: int) -> str:
+    """A time in milliseconds as a reader wants it."""
+    return datetime.fromtimestamp(ts / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def _problem(answer: Answer, server: Server) -> str:
     """What a problem document says, in one line."""
     try:
         problem = msgspec.json.decode(answer.body, type=dict[str, Any])
     except msgspec.DecodeError:
-        return f"the dispatcher answered {answer.status}"
+        return f"the {server} answered {answer.status}"
     field = f"{problem['field']}: " if problem.get("field") else ""
     text = problem.get("detail") or problem.get("title") or ""
     return f"{field}{text} ({answer.status} {problem.get('code', '')})"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from imserver.commands.target import CALL_TIMEOUT_S, CommandError, Target, add_config, find, run
+from imserver.commands.target import CALL_TIMEOUT_S, CommandError, Target, add_config, find, run, shown_time
 from imserver.http.client import HttpClient, Unreachable
 
 
@@ -41,7 +40,7 @@ def trace(options: argparse.Namespace) -> int:
         if not lines:
             raise CommandError(f"nobody knows message {options.id} in channel {target.channel} (any more)")
         for ts, server, text in sorted(lines):
-            print(f"{_time(ts)}  {server:<12} {text}")
+            print(f"{shown_time(ts) if ts else '':<23}  {server:<12} {text}")
         return 0
 
     return run(work)
@@ -49,7 +48,7 @@ def trace(options: argparse.Namespace) -> int:
 
 async def _accepted(target: Target, http: HttpClient, id: str) -> list[tuple[int, str, str]]:
     """What the business server knows; nothing of a message that did not go through it."""
-    url = f"{target.settings.business.url.rstrip('/')}/v1/messages/{id}"
+    url = f"{target.business}/v1/messages/{id}"
     try:
         answer = await http.call("GET", url, token=target.key, timeout=CALL_TIMEOUT_S)
     except Unreachable as error:
@@ -76,7 +75,3 @@ def _said(event: dict[str, Any]) -> str:
             return f"sent to {event['uid']} on {event['conn']}, attempt {event.get('attempt', 1)}"
         case _:
             return f"{event['what']} by {event['uid']} on {event['conn']}"
-
-
-def _time(ts: int) -> str:
-    return datetime.fromtimestamp(ts / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] if ts else " " * 23

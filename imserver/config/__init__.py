@@ -5,6 +5,7 @@ do.  The environment overrides the file: ``IM_REDIS__URL`` sets ``[redis] url``.
 has to be secret has no default, and its absence is a mistake.
 """
 
+from imserver.config.hours import OpeningHours
 from imserver.config.reading import PREFIX, ConfigError, load, parse, read
 from imserver.config.template import default_toml
 from imserver.config.tree import (
@@ -24,6 +25,8 @@ from imserver.config.tree import (
     Redis,
     Suspension,
     Tokens,
+    WebhookEvent,
+    Webhooks,
     Worker,
 )
 
@@ -43,9 +46,12 @@ __all__ = [
     "Key",
     "Messages",
     "Moderation",
+    "OpeningHours",
     "Redis",
     "Suspension",
     "Tokens",
+    "WebhookEvent",
+    "Webhooks",
     "Worker",
     "default_toml",
     "load",

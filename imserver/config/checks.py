@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import binascii
 import typing
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from twisted.internet import endpoints
 
+from imserver.config.hours import OpeningHours
 from imserver.config.tree import Channel, Config, Tokens
 
 SECRET_MIN = 16
+WEBHOOK_SECRET_MIN = 24
+"""Bytes of a webhook's secret (Standard Webhooks)."""
 
 
 def inconsistencies(config: Config) -> list[str]:
@@ -88,6 +93,33 @@ def _channel_mistakes(name: str, channel: Channel, owners: dict[str, str]) -> li
             found.append(f"{path}.api_keys[{index}]: needs at least {SECRET_MIN} characters")
         if owners.setdefault(key, name) != name:
             found.append(f"{path}.api_keys[{index}]: is the key of channel {owners[key]} too")
+    try:
+        OpeningHours([], channel.time_zone)
+    except ValueError as error:
+        found.append(f"{path}.time_zone: {error}")
+    for index, text in enumerate(channel.opening_hours):
+        try:
+            OpeningHours([text], "UTC")
+        except ValueError as error:
+            found.append(f"{path}.opening_hours[{index}]: {error}")
+    return found + _webhook_mistakes(path, channel)
+
+
+def _webhook_mistakes(path: str, channel: Channel) -> list[str]:
+    found = []
+    if urlsplit(channel.webhook_url).scheme not in ("", "http", "https"):
+        found.append(f"{path}.webhook_url: is not a URL with http:// or https://")
+    if channel.webhook_url and not channel.webhook_secrets:
+        found.append(f'{path}.webhook_secrets: needs at least one, "whsec_" and what `openssl rand -base64 32` prints')
+    for index, secret in enumerate(channel.webhook_secrets):
+        try:
+            size = len(b64decode(secret.removeprefix("whsec_"), validate=True))
+        except binascii.Error:
+            size = 0
+        if not secret.startswith("whsec_") or size < WEBHOOK_SECRET_MIN:
+            found.append(
+                f"{path}.webhook_secrets[{index}]: is not whsec_ and the base64 of at least {WEBHOOK_SECRET_MIN} bytes"
+            )
     return found
 
 

@@ -16,7 +16,7 @@ from imserver.config.checks import inconsistencies
 from imserver.config.tree import Config
 
 PREFIX = "IM_"
-SECRET = frozenset({"secret", "api_keys", "url"})
+SECRET = frozenset({"secret", "api_keys", "url", "webhook_secrets", "webhook_url"})
 """Keys whose values are not shown to whoever reads of a mistake."""
 S = TypeVar("S", bound=msgspec.Struct)
 

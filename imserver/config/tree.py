@@ -12,6 +12,7 @@ Count = Annotated[int, Meta(ge=1)]
 BODY_MAX = 262144
 """The largest body that can travel: it goes to the dispatcher for up to three receivers in one call of 1 MiB (customer,
 agent, sender), and to a worker as one string of Perspective Broker, which takes 640 KiB."""
+WebhookEvent = Literal["message", "assigned", "waiting", "closed", "offline"]
 
 
 def _doc(text: str) -> Meta:
@@ -99,7 +100,24 @@ class Channel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         str, _doc("the word policy: channels naming the same one share its list; empty: the channel's own")
     ] = ""
     journal_length: Annotated[Count, _doc("entries kept of a `journal` uplink")] = 100000
-    away_message: Annotated[str, _doc("told to a customer when no agent is connected; empty: nothing")] = ""
+    away_message: Annotated[
+        str, _doc("told to a customer who has to wait because the shop is closed or no agent is there; empty: nothing")
+    ] = ""
+    opening_hours: Annotated[list[str], _doc('such as ["mon-fri 09:00-18:00", "sat 10:00-14:00"]; empty: always')] = (
+        field(default_factory=list)
+    )
+    time_zone: Annotated[str, _doc("... in this time zone, such as Europe/Berlin")] = "UTC"
+    webhook_url: Annotated[str, _doc("told by POST of what happens in this channel; empty: nobody is")] = ""
+    webhook_secrets: Annotated[
+        list[str],
+        _doc(
+            "sign what is posted there: `whsec_` and the base64 of at least 24 bytes;"
+            " several while receivers change over"
+        ),
+    ] = field(default_factory=list)
+    webhook_events: Annotated[
+        list[WebhookEvent], _doc("what it is told of; `offline`: a receiver has nobody online")
+    ] = field(default_factory=lambda: ["message", "assigned", "waiting", "closed", "offline"])
 
 
 class Worker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -196,8 +214,10 @@ class Assignment(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     strategy: Annotated[Literal["least_loaded", "round_robin"], _doc("among the agents that are free")] = "least_loaded"
     sticky: Annotated[bool, _doc("a returning customer gets the last agent, if online and not full")] = True
-    answer_timeout_s: Annotated[int, Meta(ge=0), _doc("an agent silent for so long loses the customer; 0: never")] = 0
-    offline_grace_s: Annotated[Seconds, _doc("an agent gone for so long loses the waiting customers")] = 60.0
+    answer_timeout_s: Annotated[
+        int, Meta(ge=0), _doc("who has not answered for so long loses the customer, if another is free; 0: never")
+    ] = 300
+    offline_grace_s: Annotated[Seconds, _doc("who is gone for so long loses customers that wait for an answer")] = 20.0
     capacity: Annotated[Count, _doc("customers at a time of an agent who names no capacity")] = 5
     queue_max: Annotated[Count, _doc("customers waiting in one shop")] = 10000
 
@@ -208,6 +228,23 @@ class Moderation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     url: Annotated[str, _doc("asked for every message; empty: none")] = ""
     timeout_s: Annotated[Seconds, _doc("deadline of one question")] = 0.5
     on_failure: Annotated[Literal["open", "closed"], _doc("no answer: let the message pass, or refuse it")] = "open"
+
+
+class Webhooks(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How back offices are told of what happens ([channels.NAME] webhook_url says who)."""
+
+    timeout_s: Annotated[Seconds, _doc("deadline of one POST")] = 10.0
+    in_flight: Annotated[Count, _doc("POSTs of one channel and server at a time")] = 16
+    retry_first_s: Annotated[
+        Seconds, _doc("a failed one is tried again after so long, then after twice as long, ...")
+    ] = 2.0
+    retry_max_s: Annotated[Seconds, _doc("... up to this")] = 600.0
+    give_up_s: Annotated[Seconds, _doc("what failed for so long goes to the list of the dead: imctl webhooks")] = (
+        259200.0
+    )
+    length: Annotated[Count, _doc("events waiting in one channel; beyond it the oldest die")] = 100000
+    dead_length: Annotated[Count, _doc("dead events kept of one channel")] = 10000
+    poll_s: Annotated[Seconds, _doc("how often a server looks for events that are due")] = 0.5
 
 
 class Suspension(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -236,4 +273,5 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     messages: Messages = field(default_factory=Messages)
     assignment: Assignment = field(default_factory=Assignment)
     moderation: Moderation = field(default_factory=Moderation)
+    webhooks: Webhooks = field(default_factory=Webhooks)
     suspension: Suspension = field(default_factory=Suspension)

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+from imserver.config import WebhookEvent
 from imserver.protocol.deliveries import Delivery
+from imserver.protocol.webhooks import Event
 
 
 class Unavailable(Exception):
@@ -140,6 +142,16 @@ class Leases(Protocol):
 
     async def all(self) -> list[Lease]:
         """Every live worker."""
+
+
+class Webhooks(Protocol):
+    """What back offices are to be told of; what is recorded is told at least once."""
+
+    def wants(self, channel: str, event: WebhookEvent) -> bool:
+        """Whether anybody is to be told of such an event of this channel."""
+
+    async def record(self, channel: str, events: Sequence[Event]) -> None:
+        """Keep events of a channel until they have been told."""
 
 
 class Events(Protocol):

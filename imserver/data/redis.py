@@ -325,6 +325,11 @@ class Subscription:
         return self._link.stop()
 
 
+def pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    """A hash, or the fields of a stream's entry, as Redis answers it: field, value, field, value, ..."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
 def _encoded(value: Argument) -> bytes:
     if isinstance(value, bytes):
         return value

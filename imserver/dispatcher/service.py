@@ -18,6 +18,7 @@ from imserver.data.journal import RedisJournal
 from imserver.data.leases import RedisLeases
 from imserver.data.mailboxes import RedisMailboxes
 from imserver.data.redis import Redis
+from imserver.data.webhooks import RedisWebhooks
 from imserver.dispatcher.http import DispatcherApi, Parts
 from imserver.http.site import Site
 from imserver.ops.background import Repeated
@@ -72,6 +73,7 @@ class Dispatcher:
             RedisMailboxes(redis),
             lambda strategy: pushes.labels(strategy).inc(),
             Trail(reactor),
+            RedisWebhooks(redis, reactor, settings),
         )
         self._look = Repeated(reactor, "workers", FRESH_S, router.look, (Unavailable,))
         self._look.start()

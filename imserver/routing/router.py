@@ -15,9 +15,10 @@ from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from imserver.data.interface import ConnectionRecord, Connections, Inboxes, Lease, Unavailable
+from imserver.data.interface import ConnectionRecord, Connections, Inboxes, Lease, Unavailable, Webhooks
 from imserver.ops.trail import Event, Trail
 from imserver.protocol.deliveries import Delivery, encode_head
+from imserver.protocol.webhooks import offline_event
 from imserver.routing.workers import Workers
 from imserver.rpc.interface import Peer, Peers, Pushed, RpcError
 
@@ -34,6 +35,13 @@ class Mailboxes(Protocol):
 
     async def put(self, incarnation: str, uid: str, cursor: str) -> None:
         """Tell it."""
+
+
+class _Sent(msgspec.Struct, frozen=True):
+    """What a frame says of its sender and its time."""
+
+    sender: str = msgspec.field(name="from", default="")
+    ts: int = 0
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -58,6 +66,7 @@ class Router:
         mailboxes: Mailboxes,
         count: Callable[[str], None] = lambda strategy: None,
         trail: Trail | None = None,
+        webhooks: Webhooks | None = None,
     ) -> None:
         self._inboxes = inboxes
         self._connections = connections
@@ -65,6 +74,7 @@ class Router:
         self._mailboxes = mailboxes
         self._count = count
         self._trail = trail
+        self._webhooks = webhooks
         self._untold: dict[tuple[str, str], str] = {}
         self.workers = workers
 
@@ -96,20 +106,29 @@ class Router:
         pushed = Pushed(
             delivery.to, delivery.op, cursor, prev, encode_head(delivery.head), bytes(delivery.frame).lstrip()[1:]
         )
-        reached = await self._push(pushed, records)
+        live = await self._live(delivery.to, records) if records else []
+        reached = await self._push(pushed, live)
         if self._trail is not None and delivery.op == "message":
             self._trail.stored(delivery.id, delivery.channel, delivery.to, cursor, duplicate, reached)
+        if cursor and not any(delivery.channel in record.channels for record in live):
+            try:
+                await self._tell_offline(delivery)
+            except Unavailable as error:
+                if delivery.once:  # may be tried again without harm
+                    return Outcome(delivery.to, error=str(error))
+                log.warn("the back office is not told that {uid} is offline: {why}", uid=delivery.to, why=str(error))
         return Outcome(delivery.to, cursor or None, duplicate, reached)
 
-    async def _push(self, pushed: Pushed, records: Sequence[ConnectionRecord]) -> int:
-        if not records:
-            self._count("inbox" if pushed.cursor else "nobody")
-            return 0
-        try:
-            live = await self._live(pushed.uid, records)
-        except Unavailable as error:  # stored already: who cannot be told finds it in the inbox
-            log.warn("workers cannot be looked up: {why}", why=str(error))
-            live = [record for record in records if self.workers.lease(record.incarnation) is not None]
+    async def _tell_offline(self, delivery: Delivery) -> None:
+        """Nobody is there for a message: the back office may find another way to the receiver."""
+        if self._webhooks is None or not self._webhooks.wants(delivery.channel, "offline"):
+            return
+        sent = msgspec.json.decode(delivery.frame, type=_Sent)
+        if sent.sender != delivery.to:  # a sender's own copy is missed by nobody
+            event = offline_event(delivery.channel, delivery.id, sent.ts, delivery.frame, delivery.to)
+            await self._webhooks.record(delivery.channel, [event])
+
+    async def _push(self, pushed: Pushed, live: Sequence[ConnectionRecord]) -> int:
         if not live:
             self._count("inbox" if pushed.cursor else "nobody")
         return sum(await _all([self._push_to(incarnation, pushed) for incarnation in {r.incarnation for r in live}]))
@@ -154,9 +173,14 @@ class Router:
                 del self._untold[incarnation, uid]
 
     async def _live(self, uid: str, records: Sequence[ConnectionRecord]) -> list[ConnectionRecord]:
-        live, dead = await self.workers.living(records)
-        for record in dead:  # a conn id is unique, so this cannot hit a connection that came later
-            await self._connections.remove(uid, record.conn)
+        """The connections that live, and off with the records of the others."""
+        try:
+            live, dead = await self.workers.living(records)
+            for record in dead:  # a conn id is unique, so this cannot hit a connection that came later
+                await self._connections.remove(uid, record.conn)
+        except Unavailable as error:  # stored already: who cannot be told finds it in the inbox
+            log.warn("workers cannot be looked up: {why}", why=str(error))
+            return [record for record in records if self.workers.lease(record.incarnation) is not None]
         return live
 
     async def locate(self, uids: Sequence[str]) -> list[tuple[ConnectionRecord, ...]]:

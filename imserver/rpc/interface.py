@@ -47,6 +47,9 @@ class Receiver(Protocol):
     def trail(self, id: str, channel: str) -> list[Event]:
         """What it did with a message lately."""
 
+    def present(self, uids: Sequence[str], role: str, channel: str) -> list[str]:
+        """Those of `uids` who are connected to it now, in this role and channel."""
+
 
 class Peer(Protocol):
     """The way to one worker. Each call has a deadline and raises `RpcError`."""
@@ -65,6 +68,9 @@ class Peer(Protocol):
 
     async def trail(self, id: str, channel: str) -> list[Event]:
         """`Receiver.trail`."""
+
+    async def present(self, uids: Sequence[str], role: str, channel: str) -> list[str]:
+        """`Receiver.present`."""
 
 
 class Peers(Protocol):

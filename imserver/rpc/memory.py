@@ -34,6 +34,10 @@ class LocalPeer:
         """What it did with a message lately."""
         return self._receiver.trail(id, channel)
 
+    async def present(self, uids: Sequence[str], role: str, channel: str) -> list[str]:
+        """Who of these is connected to it."""
+        return self._receiver.present(uids, role, channel)
+
 
 class MemoryPeers:
     """`interface.Peers` among the receivers it is given; an unknown address is a worker that does not answer."""

@@ -134,6 +134,10 @@ class PerspectivePeer:
         """`Receiver.trail`."""
         return msgspec.json.decode(await self._call("trail", id, channel), type=list[Event])
 
+    async def present(self, uids: Sequence[str], role: str, channel: str) -> list[str]:
+        """`Receiver.present`."""
+        return [str(uid) for uid in await self._call("present", list(uids), role, channel)]
+
     def _flush_soon(self) -> None:
         if self._flush_due is None and self._queue and self._calls < _IN_FLIGHT_CALLS:
             self._flush_due = self._reactor.callLater(0, self._flush)

@@ -53,8 +53,8 @@ class _Avatar(pb.Avatar):
     def perspective_trail(self, id: str, channel: str) -> bytes:
         return bytes(_answered(lambda: msgspec.json.encode(self._receiver.trail(id, channel)[:TRAIL_MAX])))
 
-    def perspective_ping(self) -> str:
-        return "pong"
+    def perspective_present(self, uids: list[str], role: str, channel: str) -> list[str]:
+        return list(_answered(lambda: self._receiver.present(uids, role, channel)))
 
 
 def _answered(call: Callable[[], Any]) -> Any:

@@ -132,6 +132,15 @@ class Hub:
         """What this worker did with a message lately."""
         return self._trail.of(id, channel)
 
+    def present(self, uids: Sequence[str], role: str, channel: str) -> list[str]:
+        """Those of `uids` who are connected now, in this role and channel."""
+
+        def meant(one: Connected) -> bool:
+            audience = one.session.audience
+            return audience is not None and audience.role == role and _concerned(one, (channel,))
+
+        return [uid for uid in uids if any(map(meant, self.of(uid)))]
+
 
 def _reaches(session: Session, head: Head, stored: bool, now: float) -> bool:
     """Who is being admitted gets what is stored with its backlog, and nothing else."""

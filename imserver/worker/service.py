@@ -24,6 +24,7 @@ from imserver.data.journal import RedisJournal
 from imserver.data.leases import RedisLeases
 from imserver.data.mailboxes import RedisMailboxes
 from imserver.data.redis import Redis
+from imserver.data.webhooks import RedisWebhooks
 from imserver.http import problems
 from imserver.http.client import HttpClient
 from imserver.http.resource import Api
@@ -131,6 +132,7 @@ class Worker:
         self._mailboxes = RedisMailboxes(redis)
         self._peers = PerspectivePeers(reactor, settings.cluster)
         self._workers = Workers(leases, self._peers)
+        webhooks = RedisWebhooks(redis, reactor, settings)
         routed = self.metrics.counter("routed", "Frames to workers, by the way they took.", ("strategy",))
         router = Router(
             inboxes,
@@ -140,6 +142,7 @@ class Worker:
             self._mailboxes,
             lambda strategy: routed.labels(strategy).inc(),
             self._trail,
+            webhooks,
         )
         self._workers_loop = Repeated(reactor, "workers", FRESH_S, router.look, (Unavailable,))
         self._tokens = Tokens(settings)
@@ -171,7 +174,10 @@ class Worker:
             admission=Admission(reactor, RedisBans(redis, settings.suspension)),
             registration=self._registration,
             acknowledgements=self._acknowledgements,
-            uplink=Uplink(reactor, settings, self._tokens, self._http, router, RedisJournal(redis), RedisAgents(redis)),
+            uplink=Uplink(
+                *(reactor, settings, self._tokens, self._http, router),
+                *(RedisJournal(redis), RedisAgents(redis), webhooks),
+            ),
             trail=self._trail,
             closing=lambda code: self._closes.labels(str(code)).inc(),
         )

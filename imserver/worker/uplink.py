@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from imserver import config
-from imserver.data.interface import Unavailable
+from imserver.data.interface import Unavailable, Webhooks
 from imserver.data.journal import Journal, JournalEntry
 from imserver.http.client import Answer, HttpClient, Unreachable
 from imserver.protocol import frames
@@ -21,6 +21,7 @@ from imserver.protocol.codes import ErrorCode
 from imserver.protocol.deliveries import Delivery
 from imserver.protocol.ids import message_id
 from imserver.protocol.tokens import Claims, Tokens
+from imserver.protocol.webhooks import message_event
 from imserver.routing.router import Router
 from imserver.worker.actions import Request
 
@@ -86,6 +87,7 @@ class Uplink:
         router: Router,
         journal: Journal,
         agents: Agents,
+        webhooks: Webhooks,
     ) -> None:
         self._clock = clock
         self._settings = settings
@@ -94,6 +96,7 @@ class Uplink:
         self._router = router
         self._journal = journal
         self._agents = agents
+        self._webhooks = webhooks
 
     async def answer(self, claims: Claims, conn: str, device: str, request: Request) -> bytes | None:
         """The frame that answers a request, None if there is none."""
@@ -171,6 +174,7 @@ class Uplink:
         failed = next((outcome.error for outcome in outcomes if outcome.error is not None), None)
         if failed is not None:
             raise Unavailable(failed)
+        await self._tell(channel, message.id, ts, deliveries[0].frame)
         return frames.Sent(
             ref=frame.ref, id=message.id, ts=ts, cursor=outcomes[-1].cursor, duplicate=outcomes[0].duplicate
         )
@@ -192,7 +196,14 @@ class Uplink:
             length=settings.channels[channel].journal_length,
             remember_s=settings.delivery.cid_ttl_s,
         )
+        placed = msgspec.structs.replace(entry, cursor=cursor)
+        await self._tell(channel, entry.id, ts, msgspec.Raw(msgspec.json.encode(placed)))
         return frames.Sent(ref=frame.ref, id=entry.id, ts=ts, cursor=cursor, duplicate=duplicate)
+
+    async def _tell(self, channel: str, id: str, ts: int, message: msgspec.Raw) -> None:
+        """The back office is to hear of what did not go through the business server, too."""
+        if self._webhooks.wants(channel, "message"):
+            await self._webhooks.record(channel, [message_event(channel, id, ts, message)])
 
     async def _ask(self, claims: Claims, conn: str, method: str, path: str, body: bytes | None = None) -> bytes:
         try:

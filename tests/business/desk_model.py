@@ -28,6 +28,9 @@ class DeskModel:
     skill: dict[str, str] = field(default_factory=dict)
     last: dict[str, str] = field(default_factory=dict)
     turn: int = 0
+    now: int = 0
+    unanswered: dict[str, int] = field(default_factory=dict)
+    gone: dict[str, int] = field(default_factory=dict)
 
     def load(self, uid: str) -> int:
         """How many customers an agent has."""
@@ -38,12 +41,16 @@ class DeskModel:
         agent = self.agents[uid]
         return agent.status == "online" and uid in self.online and self.load(uid) < agent.capacity
 
-    def candidates(self, conversation: str) -> list[str]:
-        """Who could take this customer, the best first."""
+    def candidates(self, conversation: str, but: str = "") -> list[str]:
+        """Who could take this customer, the best first, `but` not this one."""
         skill = self.skill.get(conversation, "")
         if skill and not any(skill in agent.skills for agent in self.agents.values()):
             skill = ""
-        fit = [uid for uid, agent in self.agents.items() if self.free(uid) and (not skill or skill in agent.skills)]
+        fit = [
+            uid
+            for uid, agent in self.agents.items()
+            if uid != but and self.free(uid) and (not skill or skill in agent.skills)
+        ]
         last = self.last.get(conversation)
         return sorted(
             fit,
@@ -60,6 +67,8 @@ class DeskModel:
         self.assigned[conversation] = self.last[conversation] = uid
         self.turn += 1
         self.agents[uid].served = self.turn
+        if conversation in self.unanswered:
+            self.unanswered[conversation] = self.now
 
     def serve(self) -> None:
         """Whoever waits and can be served is, in order."""
@@ -77,14 +86,41 @@ class DeskModel:
 
     def start(self, conversation: str, skill: str) -> str:
         """Open a conversation."""
-        if conversation in self.assigned or conversation in self.queue:
-            return "ok"
-        if not self.agents:
-            return "no_agent"
-        self.skill[conversation] = skill
-        self.queue.append(conversation)
-        self.serve()
+        if conversation not in self.assigned and conversation not in self.queue:
+            if not self.agents:
+                return "no_agent"
+            self.skill[conversation] = skill
+            self.queue.append(conversation)
+            self.serve()
+        self.unanswered.setdefault(conversation, self.now)
         return "ok"
+
+    def answer(self, conversation: str) -> None:
+        """The agent answers."""
+        if conversation in self.assigned:
+            self.unanswered.pop(conversation, None)
+
+    def sweep(self, grace: int, timeout: int) -> None:
+        """Take unanswered customers from agents who have been gone for `grace`, or silent for `timeout` (0: never)."""
+        for uid in self.agents:
+            if uid in self.online or not self.load(uid):
+                self.gone.pop(uid, None)
+            else:
+                self.gone.setdefault(uid, self.now)
+        gone = {uid for uid, since in self.gone.items() if self.now - since >= grace}
+        back = []
+        for conversation, since in sorted(self.unanswered.items(), key=lambda item: (item[1], item[0])):
+            holder = self.assigned.get(conversation, "")
+            if holder in gone:
+                back.append(conversation)
+            elif holder and timeout and self.now - since >= timeout:
+                others = self.candidates(conversation, holder)
+                if others:
+                    self.give(conversation, others[0])
+        for conversation in reversed(back):
+            del self.assigned[conversation]
+            self.queue.insert(0, conversation)
+        self.serve()
 
     def close(self, conversation: str) -> None:
         """Close it."""
@@ -93,6 +129,7 @@ class DeskModel:
             if conversation in self.queue:
                 self.queue.remove(conversation)
             self.skill.pop(conversation, None)
+            self.unanswered.pop(conversation, None)
             self.serve()
 
     def transfer(self, conversation: str, uid: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -25,9 +26,23 @@ from imserver.data.leases import RedisLeases
 from imserver.data.redis import Redis
 from imserver.protocol.deliveries import Delivery
 from imserver.protocol.tokens import Claims, Tokens
+from imserver.rpc.server import server_factory
 from tests.servers import settings, shared_valkey
 
 KEY = "demo-key-0123456789"
+
+
+class AgentsWorker:
+    """A worker as a business server sees it: it says who is connected, over real Perspective Broker."""
+
+    def __init__(self) -> None:
+        self.connected: set[tuple[str, str]] = set()
+        self.asked = 0
+
+    def present(self, uids: Sequence[str], role: str, channel: str) -> list[str]:
+        """Those of `uids` who are here."""
+        self.asked += 1
+        return [uid for uid in uids if (uid, channel) in self.connected]
 
 
 class _Deliveries(msgspec.Struct):
@@ -114,9 +129,25 @@ class ShopCase(TestCase):
         pool = HTTPConnectionPool(reactor)
         self.addCleanup(pool.closeCachedConnections)
         self.http = treq.client.HTTPClient(Agent(reactor, pool=pool))
-        self.lease = Lease(id="w", incarnation="w.1", url="", http="", rpc="", host="", version="", since_ts=1)
+        self.worker = AgentsWorker()
+        factory = server_factory(self.worker, self.settings.cluster.secret)
+        self.brokers: list[Any] = []
+        factory.protocol = self._broker(factory.protocol)
+        self.rpc = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
+        self.addCleanup(self.rpc.stopListening)
+        rpc = f"tcp:127.0.0.1:{self.rpc.getHost().port}"
+        self.lease = Lease(id="w", incarnation="w.1", url="", http="", rpc=rpc, host="", version="", since_ts=1)
         await RedisLeases(self.redis, 60).renew(self.lease)
         self.connections = RedisConnections(self.redis)
+
+    def _broker(self, kind: Any) -> Any:
+        """Brokers of this kind that are kept in `brokers`."""
+
+        def made(*args: Any, **more: Any) -> Any:
+            self.brokers.append(kind(*args, **more))
+            return self.brokers[-1]
+
+        return made
 
     def token(self, uid: str, role: str = "customer", channel: str = "demo", **more: Any) -> str:
         """A user's token; with `conn` that of a worker on its behalf."""
@@ -175,12 +206,14 @@ class ShopCase(TestCase):
             ip="",
             since_ts=1,
         )
+        self.worker.connected.add((uid, channel))
         await self.connections.add(uid, record)
         event = ujson.dumps({"event": "online", "uid": uid, "role": "merchant"})
         await self.redis.command("PUBLISH", "im:events", event)
 
     async def disconnect(self, uid: str) -> None:
         """The agent's client is gone."""
+        self.worker.connected = {(who, channel) for who, channel in self.worker.connected if who != uid}
         await self.connections.remove(uid, f"{uid}-1")
 
     async def until(self, condition: Any) -> Any:

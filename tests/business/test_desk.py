@@ -76,8 +76,6 @@ class DeskMachine(RuleBasedStateMachine):
         super().__init__()
         self.wire = Wire(shared_valkey().port)
         self.model = DeskModel(self.strategy)
-        self.capacity_lowered: set[str] = set()
-        self.clock = 0
 
     def teardown(self) -> None:
         """Hang up."""
@@ -85,11 +83,9 @@ class DeskMachine(RuleBasedStateMachine):
 
     def run(self, operation: str, subject: str, *more: object) -> Any:
         """One operation of the script."""
-        self.clock += 1
         online = " ".join(sorted(self.model.online))
-        return self.wire.ask(
-            "EVAL", SCRIPT, 1, "im:{s:demo/x}", operation, subject, online, self.strategy, 1, self.clock, *more
-        )
+        common = (operation, subject, online, self.strategy, 1, self.model.now, "assigned waiting closed")
+        return self.wire.ask("EVAL", SCRIPT, 1, "im:{s:demo/x}", *common, *more)
 
     @initialize(capacities=st.lists(st.integers(1, 2), min_size=2, max_size=2), waiting=st.integers(0, 8))
     def open_shop(self, capacities: list[int], waiting: int) -> None:
@@ -151,6 +147,32 @@ class DeskMachine(RuleBasedStateMachine):
         result, _, _ = self.run("transfer", conversation, "-", uid)
         assert result == self.model.transfer(conversation, uid)
 
+    @rule(conversation=CONVERSATIONS)
+    def answer(self, conversation: str) -> None:
+        """The agent of a conversation writes."""
+        self.run("look", conversation, "shop")
+        self.model.answer(conversation)
+
+    @rule(pause=st.integers(0, 6), timeout=st.sampled_from([0, 5]))
+    def sweep(self, pause: int, timeout: int) -> None:
+        """Time passes; agents who are gone or silent lose who waits for their answer."""
+        self.model.now += pause
+        _, still_open, _ = self.run("sweep", "", 10, timeout)
+        self.model.sweep(10, timeout)
+        assert int(still_open) >= len(self.model.assigned) + len(self.model.queue)
+
+    @invariant()
+    def told(self) -> None:
+        """Who heard of every event so far knows where each conversation stands."""
+        standing = {}
+        for _, flat in self.wire.ask("XRANGE", "im:{s:demo/x}:events", "-", "+"):
+            fields = dict(zip(flat[::2], flat[1::2], strict=True))
+            standing[fields["conversation"]] = (fields["event"], fields["agent"] * (fields["event"] == "assigned"))
+        known = {name: ("assigned", agent) for name, agent in self.model.assigned.items()}
+        known |= dict.fromkeys(self.model.queue, ("waiting", ""))
+        closed = {name: ("closed", "") for name in standing if name not in known}
+        assert standing == known | closed, (standing, known)
+
     @invariant()
     def same(self) -> None:
         """Who has whom, who waits in which order, and the loads are the model's."""
@@ -192,6 +214,60 @@ class ModelTests(SynchronousTestCase):
     def test_round_robin(self) -> None:
         """In turn."""
         run_state_machine_as_test(RoundRobinMachine, settings=BUDGET)
+
+
+class AnswerTests(SynchronousTestCase):
+    """An agent has `answer_timeout_s` to answer, from when the customer is his."""
+
+    def setUp(self) -> None:
+        """A shop with two agents who take one customer each."""
+        self.wire = Wire(shared_valkey().port)
+        self.addCleanup(self.wire.close)
+        for uid in ("a1", "a2"):
+            self.run_at(0, "put", uid, json.dumps({"capacity": 1, "skills": [], "status": "online"}))
+
+    def run_at(self, now: int, operation: str, subject: str, *more: object) -> Any:
+        """One operation while both agents are connected."""
+        common = (operation, subject, "a1 a2", "least_loaded", 1, now, "")
+        return self.wire.ask("EVAL", SCRIPT, 1, "im:{s:demo/x}", *common, *more)
+
+    def start(self, now: int, conversation: str) -> None:
+        """A customer writes."""
+        self.run_at(now, "start", conversation, "cust-" + conversation, "", 1000, "", "customer")
+
+    def sweep(self, now: int) -> dict[str, str]:
+        """Who has whom after a sweep with an answer timeout of 50."""
+        self.run_at(now, "sweep", "", 1000, 50)
+        flat = self.wire.ask("HGETALL", "im:{s:demo/x}:assigned")
+        return dict(zip(flat[::2], flat[1::2], strict=True))
+
+    def test_waiting_is_not_silence(self) -> None:
+        """What a customer waited in the queue is not held against the agent he gets."""
+        for conversation in ("c1", "c2", "c3"):
+            self.start(0, conversation)
+        for conversation in ("c2", "c1"):
+            self.run_at(100, "close", conversation, "-")
+        self.assertEqual(self.sweep(149), {"c3": "a2"})
+        self.assertEqual(self.sweep(150), {"c3": "a1"})
+        self.assertEqual(self.sweep(199), {"c3": "a1"})
+
+    def test_nobody_else(self) -> None:
+        """While nobody else is free he keeps the customer; who becomes free then gets him at once."""
+        self.start(0, "c1")
+        self.start(0, "c2")
+        self.run_at(0, "look", "c2", "shop")
+        self.assertEqual(self.sweep(60), {"c1": "a1", "c2": "a2"})
+        self.run_at(60, "close", "c2", "-")
+        self.assertEqual(self.sweep(61), {"c1": "a2"})
+
+    def test_answered(self) -> None:
+        """An answer ends it, until the customer writes again."""
+        self.start(0, "c1")
+        self.run_at(10, "look", "c1", "shop")
+        self.assertEqual(self.sweep(100), {"c1": "a1"})
+        self.run_at(100, "look", "c1", "customer")
+        self.run_at(120, "look", "c1", "customer")
+        self.assertEqual(self.sweep(150), {"c1": "a2"})
 
 
 class RaceTests(ShopCase):

@@ -48,6 +48,19 @@ uplink = "direct"
 
 [channels.other-journal]
 uplink = "journal"
+
+[channels.told]
+webhook_url = "http://127.0.0.1:1/told"
+webhook_secrets = ["whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3"]
+
+[channels.told-too]
+webhook_url = "http://127.0.0.1:1/told-too"
+webhook_secrets = ["whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY4"]
+
+[webhooks]
+retry_first_s = 0.1
+give_up_s = 0.2
+poll_s = 0.1
 """
 ANSWER_S = 15.0
 

@@ -27,7 +27,7 @@ def covers(*calls: str) -> Callable[[Test], Test]:
     """This test is the scenario of a call (`POST /v1/push`) or an op (`op send`)."""
 
     def marked(test: Test) -> Test:
-        test.covers = calls  # type: ignore[attr-defined]
+        test.covers = (*getattr(test, "covers", ()), *calls)  # type: ignore[attr-defined]
         return test
 
     return marked
@@ -455,6 +455,25 @@ class BusinessTests(IsolationCase):
         self.assertIn(id, [each["id"] for each in self.business("GET", "/v1/flagged?limit=200")["flagged"]])
         found = self.business("GET", "/v1/flagged?limit=200", None, self.keys[B])["flagged"]
         self.assertNotIn(id, [each["id"] for each in found])
+
+    @covers("GET /v1/webhook", "POST /v1/webhook/ping", "GET /v1/webhook/dead")
+    @covers("POST /v1/webhook/dead/retry", "POST /v1/webhook/dead/drop")
+    def test_webhook(self) -> None:
+        """A channel's back office is told of its own events only; nobody else sees, revives or drops them."""
+        told, too = self.keys["told"], self.keys["told-too"]
+        dead = "/v1/webhook/dead"
+        before = self.business("GET", "/v1/webhook", None, too)
+        id = self.business("POST", "/v1/webhook/ping", None, told)["id"]
+        while not (mine := [each for each in self.business("GET", dead, None, told)["dead"] if each["id"] == id]):
+            pass
+        self.assertEqual(self.business("GET", "/v1/webhook", None, too), before)
+        self.assertEqual(self.business("GET", dead, None, too)["dead"], [])
+        which = {"cursors": [mine[0]["cursor"]]}
+        for path in (f"{dead}/retry", f"{dead}/drop"):
+            self.assertEqual(self.business("POST", path, which, too), {"moved": 0})
+        self.assertIn(mine[0], self.business("GET", dead, None, told)["dead"])
+        for path in ("/v1/webhook", dead):
+            self.assertEqual(self.demo.business("GET", path, key=self.demo.token_of(self.u, ["told"]))[0], 403)
 
     @covers("GET /v1/messages/{id}")
     def test_lookup(self) -> None:

@@ -6,14 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from msgspec import Raw
 from twisted.internet import task
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
+from imserver.config import WebhookEvent
 from imserver.data.interface import ConnectionRecord, Lease, Unavailable
 from imserver.data.memory import MemoryConnections, MemoryInboxes, MemoryLeases
 from imserver.protocol.deliveries import Delivery, Head, Only, decode_head
+from imserver.protocol.webhooks import Event
 from imserver.routing.router import Router
 from imserver.routing.workers import Workers
 from imserver.rpc.interface import Peer, Pushed, RpcError
@@ -59,6 +62,10 @@ class Receiver:
         self._try()
         self.told.append((kind, value, channels, code, reason))
         return 2
+
+    def present(self, uids: Sequence[str], role: str, channel: str) -> list[str]:
+        """Nobody."""
+        return []
 
 
 class Peers:
@@ -121,6 +128,24 @@ class Connections(MemoryConnections):
         return await super().of(uid)
 
 
+class BackOffice:
+    """Wants to hear of `offline` in channel `demo`; it can be away."""
+
+    def __init__(self) -> None:
+        self.told: list[Event] = []
+        self.away = False
+
+    def wants(self, channel: str, event: WebhookEvent) -> bool:
+        """Only this."""
+        return (channel, event) == ("demo", "offline")
+
+    async def record(self, channel: str, events: Sequence[Event]) -> None:
+        """Keep them."""
+        if self.away:
+            raise Unavailable("away")
+        self.told += events
+
+
 class Stage(TestCase):
     """Two workers, `w1` and `w2`."""
 
@@ -135,8 +160,11 @@ class Stage(TestCase):
         self.mailboxes = Mailboxes()
         self.counted: Counter[str] = Counter()
         self.workers = Workers(self.leases, self.peers)
+        self.office = BackOffice()
         self.router = Router(
-            self.inboxes, self.connections, self.workers, self.peers, self.mailboxes, lambda name: self.count(name)
+            *(self.inboxes, self.connections, self.workers, self.peers, self.mailboxes),
+            lambda name: self.count(name),
+            webhooks=self.office,
         )
         self.w1, self.w2 = await self.start("w1"), await self.start("w2")
         await self.workers.refresh()
@@ -177,6 +205,11 @@ class Stage(TestCase):
         """A message whose id is its number."""
         return Delivery(to=to, channel="demo", id=f"{number:032x}", frame=Raw(b' {"n":%d}' % number), **more)
 
+    def sent(self, number: int, to: str, **more: Any) -> Delivery:
+        """A message that says who sent it and when."""
+        frame = Raw(b'{"from":"bob","to":"%s","ts":%d}' % (to.encode(), number))
+        return msgspec.structs.replace(self.message(number, to, **more), frame=frame)
+
 
 class DeliverTests(Stage):
     """Storing and pushing."""
@@ -206,6 +239,31 @@ class DeliverTests(Stage):
         pushed = self.w1.pushed
         self.assertEqual([p.prev for p in pushed], ["0-0", *(p.cursor for p in pushed[:-1])])
         self.assertEqual([p.cursor for p in pushed], [outcomes[n].cursor for n in range(0, 20, 2)])
+
+    async def test_nobody_online(self) -> None:
+        """The back office hears of a message whose receiver has nobody online in the channel."""
+        await self.connect("here", "w1.1.a")
+        await self.connect("gone", "w9.1.a")
+        elsewhere = ConnectionRecord("w1.1.c", "w1", "w1.1", "customer", "web", ("other",), "d", "127.0.0.1", 1)
+        await self.connections.add("elsewhere", elsewhere)
+        uids = ("here", "gone", "nobody", "elsewhere", "bob")
+        await self.router.deliver([self.sent(n, to) for n, to in enumerate(uids)])
+        await self.router.deliver([self.sent(2, "nobody")])
+        told = [(event.event, event.uid, event.ts) for event in self.office.told]
+        self.assertEqual(
+            sorted(told[:3]), [("offline", "elsewhere", 3), ("offline", "gone", 1), ("offline", "nobody", 2)]
+        )
+        self.assertEqual(told[3:], [("offline", "nobody", 2)], "a repeat is the same event")
+        self.assertEqual(len({event.id for event in self.office.told}), 3)
+        await self.router.deliver([self.sent(9, "nobody", store=False)])
+        await self.router.deliver([msgspec.structs.replace(self.sent(10, "nobody"), channel="quiet")])
+        self.assertEqual(len(self.office.told), 4)
+
+    async def test_back_office_unreachable(self) -> None:
+        """What may be tried again is; what would arrive twice by that is not."""
+        self.office.away = True
+        once, not_once = await self.router.deliver([self.sent(1, "a"), self.sent(2, "b", once=False)])
+        self.assertEqual((once.error, not_once.error), ("away", None))
 
     async def test_signals(self) -> None:
         """What is not stored goes to who is online, and is in no inbox."""

@@ -44,6 +44,10 @@ class Recorder:
         """None."""
         return 0
 
+    def present(self, uids: Sequence[str], role: str, channel: str) -> list[str]:
+        """Whoever begins with the role."""
+        return [uid for uid in uids if uid.startswith(role)]
+
 
 def pushed(number: int, size: int = 0) -> Pushed:
     """A frame with its number in the cursor."""
@@ -79,6 +83,7 @@ class PeerTests(TestCase):
         self.assertEqual(await peer.broadcast(None, "web", b"[]", b"}"), 3)
         self.assertEqual(await peer.close("u", None, ("demo",), 4409, "why"), 1)
         self.assertEqual(recorder.closed, [("u", None, ["demo"], 4409, "why")])
+        self.assertEqual(await peer.present(["merchant-1", "bob"], "merchant", "demo"), ["merchant-1"])
 
     async def test_large_batches_are_cut(self) -> None:
         """More than `rpc_batch_bytes` goes as several calls, all of it, in order."""

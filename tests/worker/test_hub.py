@@ -154,3 +154,14 @@ class HubTests(SynchronousTestCase):
         self.assertEqual(self.hub.sever("ip", "10.0.0.1", ["demo"], 4403, "for good"), 2)
         self.assertEqual(self.hub.sever("uid", "v", ["demo-direct"], 4403, "for good"), 1)
         self.assertEqual([len(guest.ended) for guest in (a, b, c)], [1, 1, 1])
+
+    def test_present(self) -> None:
+        """Who is connected, or being admitted, in this role and channel; not who is being closed."""
+        self.come("alice", "a1", role="merchant", channels=["demo", "demo-direct"])
+        self.come("alma", "a2", state="admitting", role="merchant")
+        self.come("anton", "a3", state="closed", role="merchant")
+        self.come("bob", "b1", role="customer")
+        everyone = ["alice", "alma", "anton", "bob", "nobody"]
+        self.assertEqual(self.hub.present(everyone, "merchant", "demo"), ["alice", "alma"])
+        self.assertEqual(self.hub.present(everyone, "merchant", "demo-direct"), ["alice"])
+        self.assertEqual(self.hub.present(everyone, "customer", "demo"), ["bob"])

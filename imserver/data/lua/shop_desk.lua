@@ -3,11 +3,11 @@
 -- conversation with two agents, nobody waiting beside an agent who is free for him, in order of arrival.
 --
 -- KEYS: the shop's prefix
--- ARGV: operation, conversation or agent, who is online (uids, by blanks), strategy, sticky 1 or 0, now_ms, then by
---   operation. Gives {result, a text, changes}; a change is {conversation, customer, agent or '', state, position,
---   epoch, the agent before or ''}.
+-- ARGV: operation, conversation or agent, who is online (uids, by blanks), strategy, sticky 1 or 0, now_ms, what the
+--   back office is told of (of `assigned waiting closed`), then by operation. Gives {result, a text, changes}; a change
+--   is {conversation, customer, agent or '', state, position, epoch, the agent before or ''}.
 local prefix, operation, subject = KEYS[1], ARGV[1], ARGV[2]
-local strategy, sticky, now = ARGV[4], ARGV[5] == '1', ARGV[6]
+local strategy, sticky, now, wanted, more = ARGV[4], ARGV[5] == '1', ARGV[6], ARGV[7], {unpack(ARGV, 8)}
 local function key(name) return prefix .. ':' .. name end
 local function get(name, field) return redis.call('HGET', key(name), field) or '' end
 local function tick() return redis.call('INCR', key('clock')) end
@@ -31,7 +31,8 @@ local function load_agents()
 end
 
 local TOLD_MAX = 1000
-local changes = {}
+local EVENTS_MAX = 10000
+local changes, queued = {}, {}
 local function change(id, agent, state, position, before)
   local epoch = tick()
   if state ~= 'closed' then redis.call('HSET', key('epoch'), id, epoch) end
@@ -84,6 +85,7 @@ local function give(id, agent, before)
   agent.load = agent.load + 1
   redis.call('HSET', key('served'), agent.uid, tick())
   redis.call('HDEL', key('since'), id)
+  redis.call('ZADD', key('unanswered'), 'XX', now, id)  -- his time to answer begins now
   change(id, agent.uid, 'assigned', 0, before)
 end
 
@@ -98,6 +100,7 @@ local function enqueue(id, front)
   end
   redis.call('ZADD', key('queue'), score, id)
   redis.call('HSET', key('since'), id, now)
+  queued[id] = true
 end
 
 -- Whoever waits and can be served is, in order; then the others hear of their new positions, TOLD_MAX of them at a
@@ -130,6 +133,23 @@ local function serve(first)
   return first ~= nil
 end
 
+-- The answer; what the back office is told of waits beside the desk until a server has passed it on.
+local function done(result, text)
+  local last, before = {}, {}
+  for i, one in ipairs(changes) do
+    last[one[1]] = i
+    before[one[1]] = before[one[1]] or (one[7] ~= '' and one[7])
+  end
+  for i, one in ipairs(changes) do
+    local id, state = one[1], one[4]
+    if last[id] == i and string.find(wanted, state, 1, true) and (state ~= 'waiting' or queued[id]) then
+      redis.call('XADD', key('events'), 'MAXLEN', '~', EVENTS_MAX, '*', 'event', state, 'conversation', id, 'customer',
+        one[2], 'agent', one[3], 'position', one[5], 'epoch', one[6], 'previous', before[id] or '', 'ts', now)
+    end
+  end
+  return {result, text, changes}
+end
+
 local function state_of(id)
   local agent = get('assigned', id)
   if agent ~= '' then return 'assigned', agent, 0 end
@@ -154,56 +174,56 @@ end
 
 if operation == 'look' then  -- side that writes now, or ''
   local found = look(subject)
-  if found[1] ~= 'closed' then mark(subject, ARGV[7]) end
+  if found[1] ~= 'closed' then mark(subject, more[1]) end
   return {found[1], found[2], found[3], found[4]}
 
 elseif operation == 'put' then  -- the agent as JSON
-  redis.call('HSET', key('agents'), subject, ARGV[7])
+  redis.call('HSET', key('agents'), subject, more[1])
   serve(nil)
-  return {'ok', '', changes}
+  return done('ok', '')
 
 elseif operation == 'remove' then
-  if get('load', subject) ~= '' then return {'busy', '', {}} end
+  if get('load', subject) ~= '' then return done('busy', '') end
   redis.call('HDEL', key('agents'), subject)
   redis.call('HDEL', key('served'), subject)
-  return {'ok', '', {}}
+  return done('ok', '')
 
 elseif operation == 'start' then  -- customer, skill, queue_max, the agent who opens it or '', side
   local state, agent = state_of(subject)
   if state ~= 'closed' then
-    mark(subject, ARGV[11])
-    return {'ok', '', {}}
+    mark(subject, more[5])
+    return done('ok', '')
   end
   load_agents()
-  if next(agents) == nil then return {'no_agent', '', {}} end
-  redis.call('HSET', key('customer'), subject, ARGV[7])
-  if ARGV[8] ~= '' then redis.call('HSET', key('skill'), subject, ARGV[8]) end
-  if ARGV[10] ~= '' then
-    local own = agents[ARGV[10]]
+  if next(agents) == nil then return done('no_agent', '') end
+  redis.call('HSET', key('customer'), subject, more[1])
+  if more[2] ~= '' then redis.call('HSET', key('skill'), subject, more[2]) end
+  if more[4] ~= '' then
+    local own = agents[more[4]]
     if not own or own.load >= own.capacity then
       redis.call('HDEL', key('customer'), subject)
       redis.call('HDEL', key('skill'), subject)
-      return {'full', '', {}}
+      return done('full', '')
     end
     give(subject, own, '')
-    return {'ok', '', changes}
+    return done('ok', '')
   end
-  if redis.call('ZCARD', key('queue')) >= tonumber(ARGV[9]) then
+  if redis.call('ZCARD', key('queue')) >= tonumber(more[3]) then
     redis.call('HDEL', key('customer'), subject)
     redis.call('HDEL', key('skill'), subject)
-    return {'crowded', '', {}}
+    return done('crowded', '')
   end
   enqueue(subject, false)
   local told = serve(nil)
   local rank = redis.call('ZRANK', key('queue'), subject)
   if rank and not told then change(subject, '', 'waiting', rank + 1, '') end
-  mark(subject, ARGV[11])
-  return {'ok', '', changes}
+  mark(subject, more[5])
+  return done('ok', '')
 
 elseif operation == 'close' then  -- the agent it has to be, or '-' for whoever
   local state, agent = state_of(subject)
-  if state == 'closed' then return {'ok', '', {}} end
-  if ARGV[7] ~= '-' and ARGV[7] ~= agent then return {'other', agent, {}} end
+  if state == 'closed' then return done('ok', '') end
+  if more[1] ~= '-' and more[1] ~= agent then return done('other', agent) end
   local rank = redis.call('ZRANK', key('queue'), subject)
   load_agents()
   redis.call('HDEL', key('assigned'), subject)
@@ -213,32 +233,32 @@ elseif operation == 'close' then  -- the agent it has to be, or '-' for whoever
   for _, name in ipairs({'customer', 'since', 'skill', 'epoch'}) do redis.call('HDEL', key(name), subject) end
   redis.call('ZREM', key('unanswered'), subject)
   serve(rank or nil)
-  return {'ok', agent, changes}
+  return done('ok', agent)
 
 elseif operation == 'transfer' then  -- the agent who has it, '' if it waits, '-' for whoever; the agent who gets it
   local state, agent = state_of(subject)
-  if state == 'closed' then return {'closed', '', {}} end
-  if ARGV[7] ~= '-' and ARGV[7] ~= agent then return {'other', agent, {}} end
-  if agent == ARGV[8] then return {'same', agent, {}} end
+  if state == 'closed' then return done('closed', '') end
+  if more[1] ~= '-' and more[1] ~= agent then return done('other', agent) end
+  if agent == more[2] then return done('same', agent) end
   load_agents()
-  local target = agents[ARGV[8]]
-  if not target then return {'stranger', '', {}} end
-  if not (target.status == 'online' and online[target.uid]) then return {'offline', '', {}} end
-  if target.load >= target.capacity then return {'full', '', {}} end
+  local target = agents[more[2]]
+  if not target then return done('stranger', '') end
+  if not (target.status == 'online' and online[target.uid]) then return done('offline', '') end
+  if target.load >= target.capacity then return done('full', '') end
   local rank = redis.call('ZRANK', key('queue'), subject)
   redis.call('ZREM', key('queue'), subject)
   take_from(agent)
   give(subject, target, agent)
   serve(rank or nil)
-  return {'ok', agent, changes}
+  return done('ok', agent)
 
 elseif operation == 'settled' then  -- epoch: the conversation has been told, and what waited for the agent is sent
-  if get('unsettled', subject) == ARGV[7] then redis.call('HDEL', key('unsettled'), subject) end
-  return {'ok', '', {}}
+  if get('unsettled', subject) == more[1] then redis.call('HDEL', key('unsettled'), subject) end
+  return done('ok', '')
 
 elseif operation == 'serve' then
   serve(nil)
-  return {'ok', '', changes}
+  return done('ok', '')
 
 elseif operation == 'sweep' then  -- offline_grace_ms, answer_timeout_ms (0: never)
   load_agents()
@@ -248,7 +268,7 @@ elseif operation == 'sweep' then  -- offline_grace_ms, answer_timeout_ms (0: nev
       redis.call('HDEL', key('gone'), uid)
     else
       redis.call('HSETNX', key('gone'), uid, now)
-      gone[uid] = tonumber(now) - tonumber(get('gone', uid)) >= tonumber(ARGV[7])
+      gone[uid] = tonumber(now) - tonumber(get('gone', uid)) >= tonumber(more[1])
     end
   end
   local back = {}
@@ -258,13 +278,12 @@ elseif operation == 'sweep' then  -- offline_grace_ms, answer_timeout_ms (0: nev
     local agent = get('assigned', id)
     if agent ~= '' and gone[agent] then
       back[#back + 1] = {id, agent}
-    elseif agent ~= '' and tonumber(ARGV[8]) > 0 and tonumber(now) - since >= tonumber(ARGV[8]) then
+    elseif agent ~= '' and tonumber(more[2]) > 0 and tonumber(now) - since >= tonumber(more[2]) then
       local other = pick(id, agent)
-      if other then
+      if other then  -- else he keeps the customer, and the next sweep looks again
         take_from(agent)
         give(id, other, agent)
       end
-      redis.call('ZADD', key('unanswered'), now, id)
     end
   end
   for i = #back, 1, -1 do  -- the one who has waited longest comes first of all
@@ -273,10 +292,9 @@ elseif operation == 'sweep' then  -- offline_grace_ms, answer_timeout_ms (0: nev
     take_from(agent)
     enqueue(id, true)
     change(id, '', 'waiting', 1, agent)
-    redis.call('ZADD', key('unanswered'), now, id)
   end
   serve(#back > 0 and 0 or nil)
-  local open = redis.call('HLEN', key('assigned')) + redis.call('ZCARD', key('queue'))
-  return {'ok', tostring(open), changes}
+  local open = redis.call('HLEN', key('assigned')) + redis.call('ZCARD', key('queue')) + redis.call('XLEN', key('events'))
+  return done('ok', tostring(open))
 end
 return redis.error_reply('no such operation ' .. operation)
