@@ -103,11 +103,11 @@ class Messages:
         self._outbox = outbox
         self._words = words
         self._hook = hook
-        self._channels = Channels(settings.channels, clock, metrics)
         self._hours = {
             name: config.OpeningHours(channel.opening_hours, channel.time_zone)
             for name, channel in settings.channels.items()
         }
+        self._channels = Channels(settings.channels, clock, metrics)
 
     async def send(self, caller: Caller, message: Send) -> Sent:
         """Accept a message, or raise the Problem that says why not."""

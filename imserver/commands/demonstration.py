@@ -32,7 +32,7 @@ from twisted.python.logfile import LogFile
 from imserver import config
 from imserver.commands.target import CommandError
 from imserver.demo import generated
-from imserver.demo.addresses import DemoError
+from imserver.demo.addresses import DemoError, PortTaken
 from imserver.demo.output import Output
 from imserver.demo.service import CUSTOMER, Demo
 from imserver.ops.logging import text_line
@@ -40,6 +40,7 @@ from imserver.ops.logging import text_line
 log = Logger()
 
 LOG_FILE = "demo.log"
+PORT_TRIES = 3
 _LOG_BYTES = 16 * 1024 * 1024
 _LOG_FILES = 3
 
@@ -94,22 +95,27 @@ class Stage:
         self._file: Any = None
         self._starting: Deferred[None] | None = None
         self._failure: str | None = None
+        self._options = options
+        self._extra = extra
         try:
-            self._demo = Demo(
-                reactor,
-                data=data,
-                port=options.port,
-                workers=options.workers,
-                extra=extra,
-                environ=os.environ,
-                say=self._say,
-            )
+            self._demo = self._made()
         except DemoError as error:
             raise CommandError(str(error)) from None
         if not self._json:
             self._file = LogFile(
                 LOG_FILE, str(data), rotateLength=_LOG_BYTES, maxRotatedFiles=_LOG_FILES, defaultMode=0o600
             )
+
+    def _made(self) -> Demo:
+        return Demo(
+            self._reactor,
+            data=self._data,
+            port=self._options.port,
+            workers=self._options.workers,
+            extra=self._extra,
+            environ=os.environ,
+            say=self._say,
+        )
 
     def run(self) -> int:
         """Run until it has ended; the exit code."""
@@ -129,9 +135,23 @@ class Stage:
             self._output.say(f"Starting Valkey and the servers; they log to {self._data / LOG_FILE}")
         self._starting = Deferred.fromCoroutine(self._start())
 
+    async def _start_somewhere(self) -> None:
+        """Start; with `--port 0` on other ports if somebody took one of ours in between."""
+        for left in reversed(range(PORT_TRIES)):
+            try:
+                await self._demo.start()
+            except PortTaken as error:
+                if self._options.port != 0 or not left:
+                    raise
+                log.warn("{error}: other ports are chosen", error=error)
+                await self._demo.stop()
+                self._demo = self._made()
+            else:
+                return
+
     async def _start(self) -> None:
         try:
-            await self._demo.start()
+            await self._start_somewhere()
         except CancelledError:
             return
         except DemoError as error:

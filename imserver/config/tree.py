@@ -9,10 +9,10 @@ from msgspec import Meta, field
 
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+WebhookEvent = Literal["message", "assigned", "waiting", "closed", "offline"]
 BODY_MAX = 262144
 """The largest body that can travel: it goes to the dispatcher for up to three receivers in one call of 1 MiB (customer,
 agent, sender), and to a worker as one string of Perspective Broker, which takes 640 KiB."""
-WebhookEvent = Literal["message", "assigned", "waiting", "closed", "offline"]
 
 
 def _doc(text: str) -> Meta:

@@ -23,6 +23,10 @@ class DemoError(Exception):
     """Why the demo cannot run: one line that says what would do."""
 
 
+class PortTaken(DemoError):
+    """Somebody else has a port: others may be free."""
+
+
 class WorkerPorts(msgspec.Struct, frozen=True):
     """The three ports of one worker."""
 
@@ -65,7 +69,7 @@ def choose(port: int, workers: int, pick: Callable[[int, int], int] = random.ran
             try:
                 _bind(probe, number)
             except OSError as error:
-                raise DemoError(busy(number, error)) from None
+                raise PortTaken(busy(number, error)) from None
     return chosen
 
 

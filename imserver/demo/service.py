@@ -19,7 +19,7 @@ from twisted.logger import Logger
 
 from imserver import config
 from imserver.demo import generated, page
-from imserver.demo.addresses import HOST, Addresses, DemoError, busy, choose
+from imserver.demo.addresses import HOST, Addresses, DemoError, PortTaken, busy, choose
 from imserver.demo.running import Lock, Running, announce, withdraw
 from imserver.demo.supervisor import Program, Supervisor
 from imserver.http.client import HttpClient, Unreachable
@@ -92,7 +92,7 @@ class Demo:
         try:
             self._port = self._reactor.listenTCP(self.addresses.web, page.site(self.session), interface=HOST)
         except CannotListenError as error:
-            raise DemoError(busy(self.addresses.web, error.socketError)) from None
+            raise PortTaken(busy(self.addresses.web, error.socketError)) from None
         self.supervisor.start()
         deadline = self._reactor.seconds() + READY_WITHIN_S
         servers = {"dispatcher": self.dispatcher, "business": self.business}
@@ -122,7 +122,8 @@ class Demo:
         while self._reactor.seconds() < deadline:
             for child in (children[name], children["valkey"]):
                 if child.deaths >= DEATHS_MAX:
-                    raise DemoError(f"{child.program.name} does not start: {child.last_words or 'see its log'}")
+                    kind = PortTaken if "already in use" in child.last_words.lower() else DemoError
+                    raise kind(f"{child.program.name} does not start: {child.last_words or 'see its log'}")
             try:
                 answer = await self._http.call("GET", f"{url}/readyz", timeout=3.0)
                 if answer.status == 200:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,8 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.internet import reactor
+from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 from websockets.sync.client import connect
+
+from imserver.demo import service
+from imserver.demo.addresses import HOST, PortTaken
 
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 60.0
@@ -159,3 +164,26 @@ class Demo(SynchronousTestCase):
         until(lambda: self.pids().get(name) not in (None, old), f"{name} is started again")
         if name in self.urls():
             until(lambda: get(self.urls()[name] + "/readyz"), f"{name} is ready again")
+
+
+class PortTests(TestCase):
+    """Somebody takes a port between its choice and its use."""
+
+    timeout = 60
+
+    async def test_taken(self) -> None:
+        """It is told as what it is, so that `--port 0` may choose others."""
+        data = Path(self.mktemp()).absolute()
+        said: list[str] = []
+        demo = service.Demo(
+            reactor, data=data, port=0, workers=1, extra=None, environ=dict(os.environ), say=said.append
+        )
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind((HOST, demo.addresses.dispatcher))
+            other.listen()
+            try:
+                with self.assertRaisesRegex(PortTaken, "dispatcher does not start.*already in use"):
+                    await demo.start()
+            finally:
+                await demo.stop()

@@ -50,17 +50,16 @@ uplink = "direct"
 uplink = "journal"
 
 [channels.told]
-webhook_url = "http://127.0.0.1:1/told"
-webhook_secrets = ["whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3"]
+webhook_url = "http://127.0.0.1:9/"
+webhook_secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="]
 
-[channels.told-too]
-webhook_url = "http://127.0.0.1:1/told-too"
-webhook_secrets = ["whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY4"]
+[channels.other-told]
+webhook_url = "http://127.0.0.1:9/"
+webhook_secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="]
 
 [webhooks]
 retry_first_s = 0.1
-give_up_s = 0.2
-poll_s = 0.1
+give_up_s = 0.1
 """
 ANSWER_S = 15.0
 

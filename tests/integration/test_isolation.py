@@ -27,7 +27,7 @@ def covers(*calls: str) -> Callable[[Test], Test]:
     """This test is the scenario of a call (`POST /v1/push`) or an op (`op send`)."""
 
     def marked(test: Test) -> Test:
-        test.covers = (*getattr(test, "covers", ()), *calls)  # type: ignore[attr-defined]
+        test.covers = calls  # type: ignore[attr-defined]
         return test
 
     return marked
@@ -456,24 +456,35 @@ class BusinessTests(IsolationCase):
         found = self.business("GET", "/v1/flagged?limit=200", None, self.keys[B])["flagged"]
         self.assertNotIn(id, [each["id"] for each in found])
 
-    @covers("GET /v1/webhook", "POST /v1/webhook/ping", "GET /v1/webhook/dead")
-    @covers("POST /v1/webhook/dead/retry", "POST /v1/webhook/dead/drop")
+    @covers(
+        "GET /v1/webhook",
+        "POST /v1/webhook/ping",
+        "GET /v1/webhook/dead",
+        "POST /v1/webhook/dead/retry",
+        "POST /v1/webhook/dead/drop",
+    )
     def test_webhook(self) -> None:
-        """A channel's back office is told of its own events only; nobody else sees, revives or drops them."""
-        told, too = self.keys["told"], self.keys["told-too"]
-        dead = "/v1/webhook/dead"
-        before = self.business("GET", "/v1/webhook", None, too)
+        """A channel's webhook, and what its back office was not told, is its own. (Nobody listens at either.)"""
+        told, other = self.keys["told"], self.keys["other-told"]
         id = self.business("POST", "/v1/webhook/ping", None, told)["id"]
-        while not (mine := [each for each in self.business("GET", dead, None, told)["dead"] if each["id"] == id]):
-            pass
-        self.assertEqual(self.business("GET", "/v1/webhook", None, too), before)
-        self.assertEqual(self.business("GET", dead, None, too)["dead"], [])
-        which = {"cursors": [mine[0]["cursor"]]}
-        for path in (f"{dead}/retry", f"{dead}/drop"):
-            self.assertEqual(self.business("POST", path, which, too), {"moved": 0})
-        self.assertIn(mine[0], self.business("GET", dead, None, told)["dead"])
-        for path in ("/v1/webhook", dead):
-            self.assertEqual(self.demo.business("GET", path, key=self.demo.token_of(self.u, ["told"]))[0], 403)
+        while not self.business("GET", "/v1/webhook", None, told)["dead"]:
+            continue
+        (dead,) = self.business("GET", "/v1/webhook/dead", None, told)["dead"]
+        self.assertEqual(dead["id"], id)
+        state = self.business("GET", "/v1/webhook", None, other)
+        self.assertEqual((state["waiting"], state["dead"], state["failed_ts"]), (0, 0, None))
+        self.assertEqual(self.business("GET", "/v1/webhook/dead", None, other)["dead"], [])
+        for what in ("retry", "drop"):
+            body = {"cursors": [dead["cursor"]]}
+            for nothing in (body, {}):
+                self.assertEqual(self.business("POST", f"/v1/webhook/dead/{what}", nothing, other), {"moved": 0})
+            for key in (self.keys[A], self.demo.token_of(self.u, ["told"])):
+                status, _ = self.demo.business("POST", f"/v1/webhook/dead/{what}", body, key)
+                self.assertIn(status, (200, 403, 409))
+        token = self.demo.token_of(self.u, ["told"], "system")
+        for method, path in (("GET", ""), ("GET", "/dead"), ("POST", "/ping")):
+            self.assertEqual(self.demo.business(method, f"/v1/webhook{path}", None, token)[0], 403)
+        self.assertEqual(self.business("GET", "/v1/webhook/dead", None, told)["dead"], [dead])
 
     @covers("GET /v1/messages/{id}")
     def test_lookup(self) -> None:
