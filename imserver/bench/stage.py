@@ -40,7 +40,8 @@ UNBOUND: dict[str, Any] = {
     "connection": {"frames_per_s": 1_000_000, "frames_burst": 1_000_000},
     "suspension": {"attempts": 0},
     "channels": {
-        name: {"push_per_s": 10_000_000, "push_burst": 10_000_000} for name in ("demo", "demo-direct", "demo-journal")
+        name: dict.fromkeys(("push_per_s", "push_burst", "messages_per_s", "messages_burst"), 10_000_000)
+        for name in ("demo", "demo-direct", "demo-journal")
     },
 }
 

@@ -319,6 +319,11 @@ class BusinessTests(IsolationCase):
             self.assertEqual(found["conversations"], [])
         merchant = self.demo.token_of(self.a, [B], "merchant")
         self.assertEqual(self.demo.business("GET", f"/v1/conversations?shop={self.shop}", key=merchant)[0], 403)
+        told = self.demo.token_of(self.u, [B], info={"name": "known in B"})
+        self.business("GET", "/v1/conversations", None, told)
+        desk = self.demo.token_of(self.a, [A], "merchant")
+        (seen,) = self.business("GET", "/v1/conversations", None, desk)["conversations"]
+        self.assertEqual(seen["with"], {"uid": self.u, "info": {}})
         self.conversation(B)
         for channels in ([A], [B], [A, B]):
             for uid, role in ((self.u, "customer"), (self.a, "merchant")):
