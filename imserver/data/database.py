@@ -28,6 +28,11 @@ Result = TypeVar("Result")
 WAITING_PER_THREAD = 50
 """Work that may wait for a thread, for each thread; more is refused at once."""
 
+
+class Unstorable(Exception):
+    """What was to be written is refused for good: it would be again, by whomever and whenever it is tried."""
+
+
 _MIGRATIONS_LOCK = 0x696D7365  # any number, the same on every server
 
 metadata = sa.MetaData()
@@ -87,7 +92,9 @@ class Database:
         return self.url.get_backend_name() == "sqlite"
 
     async def run(self, work: Callable[[sa.Connection], Result], *, writes: bool = False) -> Result:
-        """The result of `work`, run in a thread and in a transaction of its own; `Unavailable` if that cannot be.
+        """The result of `work`, run in a thread and in a transaction of its own.
+
+        `Unavailable` if that cannot be now, `Unstorable` if the data itself is the reason.
 
         `writes`: it changes something, so that SQLite queues it behind other writers from its beginning.  A deadline
         that passes leaves the thread to end by the database's own timeouts.
@@ -105,6 +112,8 @@ class Database:
             raise Unavailable(f"the database did not answer within {self._settings.timeout_s} s") from None
         except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, sa.exc.InternalError) as error:
             raise Unavailable(f"database: {_reason(error)}") from error
+        except (sa.exc.DataError, sa.exc.IntegrityError, UnicodeError, OverflowError) as error:
+            raise Unstorable(_reason(error)) from error
 
     async def migrate(self) -> None:
         """Bring the tables up to date; of several servers at once one does it and the others wait."""
