@@ -66,6 +66,7 @@ def add(commands: Any) -> None:
             [common, archiving],
             {"messages": 20000, "rate": 2000},
         ),
+        ("words", "The word filter on long texts, a quarter of the seconds for each kind.", [common], {"words": 5000}),
         ("all", "All of these, one after the other.", [loading, archiving], {"connections": 5000}),
     ):
         scenario = benches.add_parser(name, help=text[0].lower() + text[1:-1], description=text, parents=parents)
@@ -211,12 +212,19 @@ async def _archive(reactor: Any, options: argparse.Namespace) -> list[Report]:
     return reports
 
 
+async def _words(reactor: Any, options: argparse.Namespace) -> list[Report]:
+    from imserver.bench.words import words
+
+    return [words(count=getattr(options, "words", 5000), seconds=options.seconds / 4)]
+
+
 _SCENARIOS: dict[str, Callable[[Any, argparse.Namespace], Awaitable[list[Report]]]] = {
     "idle": _idle,
     "push": _push,
     "direct": _direct,
     "business": _business,
     "archive": _archive,
+    "words": _words,
 }
 
 

@@ -90,6 +90,18 @@ class Bench(TestCase):
             self.assertLessEqual(paced["lag_p50_s"], paced["lag_max_s"])
             self.assertIn(paced["kept_up"], ("yes", "no"))
 
+    def test_words(self) -> None:
+        """Both kinds of texts, without and with hits, and what they are compared with."""
+        (report,) = self.bench("words", "--words", "200", "--seconds", "0.4")
+        self.assertEqual(
+            [row["phase"] for row in report["rows"]],
+            ["latin, 0 hits", "latin, 20 hits", "chinese, 0 hits", "chinese, 20 hits"],
+        )
+        for row in report["rows"]:
+            self.assertLessEqual(row["p50_ms"], row["p99_ms"])
+            self.assertGreater(row["json_ratio"], 0)
+            self.assertGreater(row["tenth_ratio"], 0)
+
 
 class Refusals(TestCase):
     """One clear line."""
