@@ -130,7 +130,7 @@ def write(archive: Database, connection: sa.Connection, rows: Rows) -> None:
         # of the id alone: another message with the same number must not vanish silently
         insert = archive.insert(database.messages).on_conflict_do_nothing(index_elements=["id"])
         connection.execute(insert, rows.messages)
-        _take_back(connection, rows.messages)
+        _take_back(archive, connection, rows.messages)
     if rows.reads:
         upsert = archive.insert(database.reads)
         upsert = upsert.on_conflict_do_update(
@@ -142,25 +142,24 @@ def write(archive: Database, connection: sa.Connection, rows: Rows) -> None:
         connection.execute(upsert, values)
 
 
-def _take_back(connection: sa.Connection, messages: Sequence[dict[str, Any]]) -> None:
+def _take_back(archive: Database, connection: sa.Connection, messages: Sequence[dict[str, Any]]) -> None:
     """Empty what the recalls of this batch take back, and what of this batch was taken back in an earlier one."""
     table: Any = database.messages
-    gone = {"type": "recalled", "body": "{}"}
-    for message in messages:
-        if message["target"] is not None:
-            connection.execute(
-                sa.update(table)
-                .where(table.c.conversation == message["conversation"], table.c.seq == message["target"])
-                .where(table.c.type.not_in(("system", "recall")))
-                .values(gone)
-            )
-    recall = table.alias()
-    connection.execute(
-        sa.update(table)
-        .where(table.c.id.in_([message["id"] for message in messages if message["target"] is None]))
-        .where(sa.exists().where(recall.c.conversation == table.c.conversation, recall.c.target == table.c.seq))
-        .values(gone)
-    )
+    written = {(message["conversation"], message["seq"]) for message in messages if message["conversation"]}
+    gone = {(message["conversation"], message["target"]) for message in messages if message["target"] is not None}
+    if written:
+        # starts from the recalls, which are few: their index has nothing else in it
+        recalls = sa.select(table.c.conversation, table.c.target).where(
+            table.c.target.is_not(None), archive.among(table.c.conversation, sorted({id for id, _ in written}))
+        )
+        gone |= written.intersection(tuple(row) for row in connection.execute(recalls))
+    for conversation, seq in sorted(gone):
+        connection.execute(
+            sa.update(table)
+            .where(table.c.conversation == conversation, table.c.seq == seq)
+            .where(table.c.type.not_in(("system", "recall", "recalled")))
+            .values(type="recalled", body="{}")
+        )
 
 
 def rows_of(batch: Sequence[Entry]) -> Rows:

@@ -5,7 +5,7 @@ SQLite (write-ahead log) by default, PostgreSQL through psycopg 3 in production;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,7 @@ class Unstorable(Exception):
 _MIGRATIONS_LOCK = 0x696D7365  # any number, the same on every server
 
 metadata = sa.MetaData()
+_recalls = sa.text("target IS NOT NULL")
 
 conversations = sa.Table(
     "conversations",
@@ -61,7 +62,7 @@ messages = sa.Table(
     sa.Column("ts", sa.BigInteger, nullable=False),
     sa.Column("target", sa.BigInteger),  # of a recall: the seq it takes back
     sa.Index("messages_by_seq", "conversation", "seq", unique=True),
-    sa.Index("messages_by_target", "conversation", "target"),
+    sa.Index("messages_by_target", "conversation", "target", sqlite_where=_recalls, postgresql_where=_recalls),
 )
 
 reads = sa.Table(
@@ -131,6 +132,12 @@ class Database:
     def insert(self, table: sa.Table) -> Any:
         """An INSERT that can say ON CONFLICT, in this database's dialect."""
         return sqlite.insert(table) if self.sqlite else postgresql.insert(table)
+
+    def among(self, column: Any, values: Sequence[str]) -> Any:
+        """The condition that a text is one of many; PostgreSQL takes them as one value, not each as one of its own."""
+        if self.sqlite:
+            return column.in_(values)
+        return column == sa.any_(sa.literal(list(values), postgresql.ARRAY(sa.Text)))
 
     def _in_transaction(self, work: Callable[[sa.Connection], Result], writes: bool) -> Result:
         with self._engine.execution_options(writes=writes).begin() as connection:
