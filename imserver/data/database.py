@@ -5,7 +5,9 @@ SQLite (write-ahead log) by default, PostgreSQL through psycopg 3 in production;
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -183,7 +185,10 @@ def _engine(url: sa.URL, settings: config.Database) -> sa.Engine:
 def _pragmas(connection: Any, record: object) -> None:
     connection.isolation_level = None  # transactions are begun by us, in _begin_immediate
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    with suppress(sqlite3.OperationalError):  # locked: somebody else is changing it, and it is the file's own
+        cursor.execute("PRAGMA journal_mode=WAL")
+    # FULL: an entry leaves the journal once it is committed here, so that has to survive a loss of power; with NORMAL
+    # the newest commits may not
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
 
