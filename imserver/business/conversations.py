@@ -245,7 +245,9 @@ class Conversations:
         kept = await self._database.run(lambda connection: _stored(connection, id))
         if kept is None:
             if await self._database.run(_empty):
-                await self._redis.command("SET", whole, 1)
+                # all partitions at once: later the database is not empty, and may be away when another one asks
+                for number in range(PARTITIONS):
+                    await self._redis.command("SET", f"{prefix(number)}:whole", 1)
             return None
         place, created, senders, last, more = kept
         await self._create(

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from msgspec import Raw
 
 from imserver.business.conversations import Place, StoredMessage, partition, prefix, stored_message
+from imserver.business.journals import REFUSED, REFUSED_MARK
 from imserver.data import database
 from imserver.data.database import Database
 from imserver.data.interface import Unavailable
@@ -24,6 +25,7 @@ PAGE_BYTES = 512 << 10
 the `write_budget` of its connection would end that."""
 
 _NOTHING = Raw(b"{}")
+_Messages = dict[int, StoredMessage | None]
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -90,27 +92,38 @@ class History:
         """All messages from seq `low` to `high`, both included."""
         if high < low:
             return []
-        found = await self._tail(id, low, high)
+        found, refused = await self._tail(id, low, high)
         if len(found) <= high - low:
             stored = await self._database.run(lambda connection: _interval(connection, id, low, high))
-            found = {message.seq: message for message in stored} | found
+            found = refused | {message.seq: message for message in stored} | found
         if len(found) <= high - low:
             raise Unavailable(f"{high - low + 1 - len(found)} messages are neither in the journal nor in the archive")
         taken_back = await self._taken_back(id, low, high)
-        for message in found.values():
-            if message.type not in ("system", "recall") and message.seq in taken_back:
+        messages = [found[seq] for seq in sorted(found)]
+        for message in messages:
+            if message is not None and message.type not in ("system", "recall") and message.seq in taken_back:
                 message.type, message.body = "recalled", _NOTHING
-        return [found[seq] for seq in sorted(found)]
+        return [message for message in messages if message is not None]
 
-    async def _tail(self, id: str, low: int, high: int) -> dict[int, StoredMessage]:
+    async def _tail(self, id: str, low: int, high: int) -> tuple[_Messages, _Messages]:
+        """What the journal has; and what the database has refused, with None for one that somebody has removed."""
         start = prefix(partition(id))
-        entries = await self._redis.command("ZRANGEBYSCORE", f"{start}:tail:{id}", low, high)
-        found: dict[int, StoredMessage] = {}
-        for entry in entries:
-            for _, fields in await self._redis.command("XRANGE", f"{start}:journal", entry, entry):
-                message = msgspec.json.decode(_pairs(fields)[b"message"], type=StoredMessage)
-                found[message.seq] = message
-        return found
+        tail = await self._redis.command("ZRANGEBYSCORE", f"{start}:tail:{id}", low, high, "WITHSCORES")
+        found: _Messages = {}
+        refused: _Messages = {}
+        for entry, score in zip(tail[::2], tail[1::2], strict=True):
+            seq = int(score)
+            if not entry.startswith(REFUSED_MARK):
+                if message := await self._entry(f"{start}:journal", entry):
+                    found[seq] = message
+            else:
+                refused[seq] = await self._entry(REFUSED, entry.removeprefix(REFUSED_MARK))
+        return found, refused
+
+    async def _entry(self, stream: str, entry: bytes) -> StoredMessage | None:
+        for _, fields in await self._redis.command("XRANGE", stream, entry, entry):
+            return msgspec.json.decode(_pairs(fields)[b"message"], type=StoredMessage)
+        return None
 
     async def _taken_back(self, id: str, low: int, high: int) -> set[int]:
         """Numbers whose byte says that they do not count: recalled, if they are not of a type that never does."""

@@ -21,6 +21,7 @@ from imserver.business.conversations import Conversations
 from imserver.business.desk import Desks
 from imserver.business.history import History
 from imserver.business.hook import ModerationHook
+from imserver.business.journals import Journals
 from imserver.business.lists import Lists
 from imserver.business.lookup import Lookup
 from imserver.business.messages import Messages
@@ -72,6 +73,8 @@ class BusinessServer:
         self._sleeping: set[Deferred[None]] = set()
         self._stopping = False
         self._journal = 0
+        self._journal_age = 0.0
+        self._refused = 0
 
     async def start(self) -> None:
         """Connect, bring the database up to date, and listen; `StartupError` if that cannot be."""
@@ -122,10 +125,12 @@ class BusinessServer:
         )
         messages = Messages(clock, settings, conversations, shops, desks, lists, history, outbox, policy, metrics)
         threads = Threads(clock, conversations, shops, desks, lists, history, outbox, messages)
-        archiver = Archiver(reactor, redis, archive, settings.business)
+        journals = Journals(redis, clock, settings.business)
+        archiver = Archiver(reactor, journals, archive, settings.business)
         self._watch(metrics, archiver, outbox)
         kept = http.Kept(threads.introduce)
-        await self._migrate(archive, archiver)
+        await self._migrate(archive)
+        archiver.start()
         await redis.insist(words.refresh)
         events = RedisEvents(reactor, redis, settings.redis)
         events.subscribe(lambda event: self._hear(event, desks))
@@ -140,9 +145,11 @@ class BusinessServer:
         self._every("desks", settings.business.sweep_s, desks.sweep)
 
         async def count() -> None:
-            self._journal = await archiver.length()
+            self._journal = await journals.length()
+            self._journal_age = await journals.age()
+            self._refused = await journals.refused()
 
-        self._every("journal length", settings.business.sweep_s, count)
+        self._every("counting journals", settings.business.sweep_s, count)
         api = Api(
             with_standard(
                 [
@@ -181,25 +188,14 @@ class BusinessServer:
         for stop in reversed([stop for stop in stops if stop not in listening]):
             await _awaited(stop())
 
-    async def _migrate(self, archive: Database, archiver: Archiver) -> None:
+    async def _migrate(self, archive: Database) -> None:
+        """Bring the database up to date; one that is away has it done by the archiver when it is back."""
         try:
             await archive.migrate()
         except Unavailable as error:
             if archive.sqlite:
                 raise StartupError(f"[database] url cannot be used: {error}") from error
             log.warn("the database is away, its tables are looked at later: {error}", error=error)
-            self._loops.append(Deferred.fromCoroutine(self._migrate_later(archive, archiver)))
-            return
-        archiver.start()
-
-    async def _migrate_later(self, archive: Database, archiver: Archiver) -> None:
-        while await self._sleep(self.settings.business.claim_after_s / 10):
-            try:
-                await archive.migrate()
-            except Unavailable:
-                continue
-            archiver.start()
-            return
 
     def _every(self, name: str, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         async def run() -> None:
@@ -248,6 +244,8 @@ class BusinessServer:
 
     def _watch(self, metrics: Metrics, archiver: Archiver, outbox: Outbox) -> None:
         metrics.gauge_of("journal_entries", "Journal entries not archived yet.", lambda: self._journal)
+        metrics.gauge_of("journal_age_seconds", "How long the oldest of them has waited.", lambda: self._journal_age)
+        metrics.gauge_of("archive_refused", "Entries put aside: the database refuses them.", lambda: self._refused)
         metrics.gauge_of("archived_messages", "Messages this server has archived.", lambda: archiver.archived)
         metrics.gauge_of("archive_away", "1 while the archiver cannot write.", lambda: bool(archiver.away))
         metrics.gauge_of("outbox_in_flight", "Outboxes being dispatched.", lambda: outbox.in_flight)

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -35,19 +36,40 @@ def add(commands: Any) -> None:
     benches = parser.add_subparsers(title="scenarios", metavar="SCENARIO", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one line of JSON instead of tables")
-    common.add_argument("--config", metavar="FILE", help="load the servers of this configuration")
-    common.add_argument("--running", action="store_true", help="load the demo that runs on this machine")
-    common.add_argument("--workers", metavar="N", type=_count, default=2, help="workers of our own stack: 2")
     common.add_argument("--seconds", metavar="S", type=_seconds, default=5.0, help="length of each phase: 5")
     common.add_argument("--bytes", metavar="B", type=_count, default=200, help="bytes of a message's body: 200")
-    for name, text, arguments in (
-        ("idle", "Memory for each idle connection of a worker.", {"connections": 5000}),
-        ("push", "From a backend's HTTP call to the receiver's frame.", {"receivers": 100, "rate": 200}),
-        ("direct", "From client to client over two workers.", {"pairs": 50, "rate": 200}),
-        ("business", "From customer to agent, and into the archive.", {"customers": 40, "agents": 4, "rate": 50}),
-        ("all", "All of these, one after the other.", {"connections": 5000}),
+    loading = argparse.ArgumentParser(add_help=False, parents=[common])
+    loading.add_argument("--config", metavar="FILE", help="load the servers of this configuration")
+    loading.add_argument("--running", action="store_true", help="load the demo that runs on this machine")
+    loading.add_argument("--workers", metavar="N", type=_count, default=2, help="workers of our own stack: 2")
+    archiving = argparse.ArgumentParser(add_help=False)
+    archiving.add_argument(
+        "--database",
+        metavar="D",
+        type=_database,
+        default="both",
+        help="sqlite, postgresql, both, or the URL of an empty database, which is left full: both",
+    )
+    for name, text, parents, arguments in (
+        ("idle", "Memory for each idle connection of a worker.", [loading], {"connections": 5000}),
+        ("push", "From a backend's HTTP call to the receiver's frame.", [loading], {"receivers": 100, "rate": 200}),
+        ("direct", "From client to client over two workers.", [loading], {"pairs": 50, "rate": 200}),
+        (
+            "business",
+            "From customer to agent, and into the archive.",
+            [loading],
+            {"customers": 40, "agents": 4, "rate": 50},
+        ),
+        (
+            "archive",
+            "From the journals into the database: how fast, and how far behind.",
+            [common, archiving],
+            {"messages": 20000, "rate": 2000},
+        ),
+        ("words", "The word filter on long texts, a quarter of the seconds for each kind.", [common], {"words": 5000}),
+        ("all", "All of these, one after the other.", [loading, archiving], {"connections": 5000}),
     ):
-        scenario = benches.add_parser(name, help=text[0].lower() + text[1:-1], description=text, parents=[common])
+        scenario = benches.add_parser(name, help=text[0].lower() + text[1:-1], description=text, parents=parents)
         for option, default in arguments.items():
             what = "messages a second of the paced phases" if option == "rate" else f"how many {option}"
             scenario.add_argument(f"--{option}", metavar="N", type=_count, default=default, help=f"{what}: {default}")
@@ -58,15 +80,18 @@ def bench(options: argparse.Namespace) -> int:
     """Run one scenario, or all."""
     if find_spec("psutil") is None:
         raise CommandError("imctl bench needs psutil: pip install 'imserver[bench]'")
-    if options.config is not None and options.running:
+    if getattr(options, "config", None) is not None and options.running:
         raise CommandError("give --config or --running, not both")
     from imserver.bench.figures import machine, text
 
-    names = ("idle", "push", "direct", "business") if options.scenario == "all" else (options.scenario,)
+    names = tuple(_SCENARIOS) if options.scenario == "all" else (options.scenario,)
     where = machine()
 
     async def work(reactor: Any) -> int:
-        reports = [await _one(reactor, name, options) for name in names]
+        reports: list[Report] = []
+        for name in names:
+            print(f"imctl bench {name} ...", file=sys.stderr)
+            reports += await _SCENARIOS[name](reactor, options)
         if options.json:
             print(msgspec.json.encode({"machine": where, "reports": reports}).decode())
         else:
@@ -77,16 +102,15 @@ def bench(options: argparse.Namespace) -> int:
     return run(work)
 
 
-async def _one(reactor: Any, name: str, options: argparse.Namespace) -> Report:
+async def _on(stage: Stage, name: str, scenario: Callable[[], Awaitable[Report]]) -> Report:
+    """Run a scenario on its stage; `CommandError` says why it could not be."""
     from imserver.bench.orders import ChildError
-    from imserver.bench.stage import BenchError, Stage
+    from imserver.bench.stage import BenchError
     from imserver.demo.addresses import DemoError
 
-    print(f"imctl bench {name} ...", file=sys.stderr)
-    stage = Stage(reactor, await _servers(reactor, options), workers=1 if name == "idle" else options.workers)
     try:
         await stage.start()
-        return await _SCENARIOS[name](reactor, stage, options)
+        return await scenario()
     except (BenchError, ChildError, DemoError, Unreachable, ConnectError, ConnectionClosed, TimeoutError) as error:
         for line in () if stage.interrupted else stage.said:
             print(line, file=sys.stderr)
@@ -116,57 +140,91 @@ async def _servers(reactor: Any, options: argparse.Namespace) -> Servers | None:
     return Servers(settings=target.settings, workers=[worker["url"] for worker in workers])
 
 
-async def _idle(reactor: Any, stage: Stage, options: argparse.Namespace) -> Report:
+async def _idle(reactor: Any, options: argparse.Namespace) -> list[Report]:
     from imserver.bench.idle import idle
+    from imserver.bench.stage import Stage
 
-    return await idle(reactor, stage, options.connections)
+    stage = Stage(reactor, await _servers(reactor, options), workers=1)
+    return [await _on(stage, "idle", lambda: idle(reactor, stage, options.connections))]
 
 
-async def _push(reactor: Any, stage: Stage, options: argparse.Namespace) -> Report:
+async def _push(reactor: Any, options: argparse.Namespace) -> list[Report]:
     from imserver.bench.push import push
 
-    return await push(
-        reactor,
-        stage,
-        receivers=getattr(options, "receivers", 100),
-        rate=getattr(options, "rate", 200),
-        seconds=options.seconds,
-        size=options.bytes,
-    )
+    return await _loaded(reactor, options, "push", push, receivers=100, rate=200)
 
 
-async def _direct(reactor: Any, stage: Stage, options: argparse.Namespace) -> Report:
+async def _direct(reactor: Any, options: argparse.Namespace) -> list[Report]:
     from imserver.bench.direct import direct
 
-    return await direct(
-        reactor,
-        stage,
-        pairs=getattr(options, "pairs", 50),
-        rate=getattr(options, "rate", 200),
-        seconds=options.seconds,
-        size=options.bytes,
-    )
+    return await _loaded(reactor, options, "direct", direct, pairs=50, rate=200)
 
 
-async def _business(reactor: Any, stage: Stage, options: argparse.Namespace) -> Report:
+async def _business(reactor: Any, options: argparse.Namespace) -> list[Report]:
     from imserver.bench.business import business
 
-    return await business(
-        reactor,
-        stage,
-        customers=getattr(options, "customers", 40),
-        agents=getattr(options, "agents", 4),
-        rate=getattr(options, "rate", 50),
-        seconds=options.seconds,
-        size=options.bytes,
-    )
+    return await _loaded(reactor, options, "business", business, customers=40, agents=4, rate=50)
 
 
-_SCENARIOS: dict[str, Callable[[Any, Stage, argparse.Namespace], Awaitable[Report]]] = {
+async def _loaded(
+    reactor: Any, options: argparse.Namespace, name: str, scenario: Callable[..., Awaitable[Report]], **sizes: int
+) -> list[Report]:
+    """A scenario whose servers may be others than our own; `sizes` are for `all`, which has no options for them."""
+    from imserver.bench.stage import Stage
+
+    stage = Stage(reactor, await _servers(reactor, options), workers=options.workers)
+    given = {size: getattr(options, size, default) for size, default in sizes.items()}
+    return [
+        await _on(stage, name, lambda: scenario(reactor, stage, seconds=options.seconds, size=options.bytes, **given))
+    ]
+
+
+async def _archive(reactor: Any, options: argparse.Namespace) -> list[Report]:
+    from imserver.bench.archive import UNDISPATCHED, archive
+    from imserver.bench.postgresql import PostgreSQL
+    from imserver.bench.stage import BenchError, Stage
+
+    names = ("sqlite", "postgresql") if options.database == "both" else (options.database,)
+    reports = []
+    for name in names:
+        try:
+            server = PostgreSQL() if name == "postgresql" else None
+        except BenchError as error:
+            raise CommandError(f"bench archive: {error}") from None
+        url = server.url if server is not None else name if "://" in name else None
+        stage = Stage(reactor, workers=1, extra=UNDISPATCHED | ({"database": {"url": url}} if url else {}))
+        work = partial(
+            archive,
+            reactor,
+            stage,
+            database=name.partition("://")[0],
+            postgresql=None if server is None else server.pid,
+            messages=getattr(options, "messages", 20000),
+            rate=getattr(options, "rate", 2000),
+            seconds=options.seconds,
+            size=options.bytes,
+        )
+        try:
+            reports.append(await _on(stage, "archive", work))
+        finally:
+            if server is not None:
+                server.stop()
+    return reports
+
+
+async def _words(reactor: Any, options: argparse.Namespace) -> list[Report]:
+    from imserver.bench.words import words
+
+    return [words(count=getattr(options, "words", 5000), seconds=options.seconds / 4)]
+
+
+_SCENARIOS: dict[str, Callable[[Any, argparse.Namespace], Awaitable[list[Report]]]] = {
     "idle": _idle,
     "push": _push,
     "direct": _direct,
     "business": _business,
+    "archive": _archive,
+    "words": _words,
 }
 
 
@@ -175,6 +233,13 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1_000_000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1000000")
     return int(text)
+
+
+def _database(text: str) -> str:
+    """Which databases, for argparse."""
+    if text not in ("sqlite", "postgresql", "both") and "://" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not sqlite, postgresql, both or a URL")
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -5,7 +5,9 @@ SQLite (write-ahead log) by default, PostgreSQL through psycopg 3 in production;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,9 +30,15 @@ Result = TypeVar("Result")
 WAITING_PER_THREAD = 50
 """Work that may wait for a thread, for each thread; more is refused at once."""
 
+
+class Unstorable(Exception):
+    """What was to be written is refused for good: it would be again, by whomever and whenever it is tried."""
+
+
 _MIGRATIONS_LOCK = 0x696D7365  # any number, the same on every server
 
 metadata = sa.MetaData()
+_recalls = sa.text("target IS NOT NULL")
 
 conversations = sa.Table(
     "conversations",
@@ -56,7 +64,7 @@ messages = sa.Table(
     sa.Column("ts", sa.BigInteger, nullable=False),
     sa.Column("target", sa.BigInteger),  # of a recall: the seq it takes back
     sa.Index("messages_by_seq", "conversation", "seq", unique=True),
-    sa.Index("messages_by_target", "conversation", "target"),
+    sa.Index("messages_by_target", "conversation", "target", sqlite_where=_recalls, postgresql_where=_recalls),
 )
 
 reads = sa.Table(
@@ -87,7 +95,9 @@ class Database:
         return self.url.get_backend_name() == "sqlite"
 
     async def run(self, work: Callable[[sa.Connection], Result], *, writes: bool = False) -> Result:
-        """The result of `work`, run in a thread and in a transaction of its own; `Unavailable` if that cannot be.
+        """The result of `work`, run in a thread and in a transaction of its own.
+
+        `Unavailable` if that cannot be now, `Unstorable` if the data itself is the reason.
 
         `writes`: it changes something, so that SQLite queues it behind other writers from its beginning.  A deadline
         that passes leaves the thread to end by the database's own timeouts.
@@ -105,6 +115,8 @@ class Database:
             raise Unavailable(f"the database did not answer within {self._settings.timeout_s} s") from None
         except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, sa.exc.InternalError) as error:
             raise Unavailable(f"database: {_reason(error)}") from error
+        except (sa.exc.DataError, sa.exc.IntegrityError, UnicodeError, OverflowError) as error:
+            raise Unstorable(_reason(error)) from error
 
     async def migrate(self) -> None:
         """Bring the tables up to date; of several servers at once one does it and the others wait."""
@@ -122,6 +134,12 @@ class Database:
     def insert(self, table: sa.Table) -> Any:
         """An INSERT that can say ON CONFLICT, in this database's dialect."""
         return sqlite.insert(table) if self.sqlite else postgresql.insert(table)
+
+    def among(self, column: Any, values: Sequence[str]) -> Any:
+        """The condition that a text is one of many; PostgreSQL takes them as one value, not each as one of its own."""
+        if self.sqlite:
+            return column.in_(values)
+        return column == sa.any_(sa.literal(list(values), postgresql.ARRAY(sa.Text)))
 
     def _in_transaction(self, work: Callable[[sa.Connection], Result], writes: bool) -> Result:
         with self._engine.execution_options(writes=writes).begin() as connection:
@@ -167,7 +185,10 @@ def _engine(url: sa.URL, settings: config.Database) -> sa.Engine:
 def _pragmas(connection: Any, record: object) -> None:
     connection.isolation_level = None  # transactions are begun by us, in _begin_immediate
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    with suppress(sqlite3.OperationalError):  # locked: somebody else is changing it, and it is the file's own
+        cursor.execute("PRAGMA journal_mode=WAL")
+    # FULL: an entry leaves the journal once it is committed here, so that has to survive a loss of power; with NORMAL
+    # the newest commits may not
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
 

@@ -22,8 +22,8 @@ class Bench(TestCase):
 
     timeout = 180
 
-    def bench(self, *arguments: str, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-        """What it says, as JSON; nothing may be left of it."""
+    def bench(self, *arguments: str, environ: Mapping[str, str] = os.environ) -> list[dict[str, Any]]:
+        """What it says, as JSON; nothing may be wrong."""
         done = subprocess.run(
             [sys.executable, "-m", "imserver.cli", "bench", *arguments, "--json"],
             capture_output=True,
@@ -32,14 +32,14 @@ class Bench(TestCase):
             env={**environ, "PYTHONPATH": str(ROOT)},
         )
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-        (report,) = json.loads(done.stdout)["reports"]
-        self.assertEqual(report["problems"], [])
-        found: dict[str, Any] = report
-        return found
+        reports: list[dict[str, Any]] = json.loads(done.stdout)["reports"]
+        self.assertEqual([report["problems"] for report in reports], [[]] * len(reports))
+        return reports
 
     def running(self, *arguments: str) -> dict[str, Any]:
         """The same on the demo that runs for the tests."""
-        return self.bench(*arguments, "--running", "--seconds", "0.5", environ=shared_demo().environ)
+        (report,) = self.bench(*arguments, "--running", "--seconds", "0.5", environ=shared_demo().environ)
+        return report
 
     def phases(self, report: dict[str, Any], *names: str) -> None:
         """These have been measured after the echo, and all that was accepted was delivered."""
@@ -56,7 +56,7 @@ class Bench(TestCase):
 
     def test_idle(self) -> None:
         """On a stack of its own: memory for ours and for stock Autobahn, and their ratio."""
-        report = self.bench("idle", "--connections", "60")
+        (report,) = self.bench("idle", "--connections", "60")
         ours, stock = report["rows"]
         self.assertEqual((ours["phase"], stock["phase"]), ("worker", "stock Autobahn"))
         self.assertEqual((ours["connections"], stock["connections"]), (60, 60))
@@ -77,6 +77,30 @@ class Bench(TestCase):
         report = self.running("business", "--customers", "4", "--agents", "2", "--rate", "20")
         self.phases(report, "business paced", "business full")
         self.assertTrue(all("archived_per_s" in row for row in report["rows"][2:]))
+
+    def test_archive(self) -> None:
+        """On both databases: everything that was accepted is there, once, and the lag was looked at."""
+        reports = self.bench("archive", "--messages", "1000", "--rate", "200", "--seconds", "0.6")
+        self.assertEqual([report["parameters"]["database"] for report in reports], ["sqlite", "postgresql"])
+        for report in reports:
+            plain, drain, paced = report["rows"]
+            self.assertEqual([row["phase"] for row in report["rows"]], ["plain", "drain", "paced"])
+            self.assertEqual((plain["rows"], drain["rows"], paced["rows"]), (1000, 1000, 120))
+            self.assertGreater(drain["rate_ratio"], 0)
+            self.assertLessEqual(paced["lag_p50_s"], paced["lag_max_s"])
+            self.assertIn(paced["kept_up"], ("yes", "no"))
+
+    def test_words(self) -> None:
+        """Both kinds of texts, without and with hits, and what they are compared with."""
+        (report,) = self.bench("words", "--words", "200", "--seconds", "0.4")
+        self.assertEqual(
+            [row["phase"] for row in report["rows"]],
+            ["latin, 0 hits", "latin, 20 hits", "chinese, 0 hits", "chinese, 20 hits"],
+        )
+        for row in report["rows"]:
+            self.assertLessEqual(row["p50_ms"], row["p99_ms"])
+            self.assertGreater(row["json_ratio"], 0)
+            self.assertGreater(row["tenth_ratio"], 0)
 
 
 class Refusals(TestCase):
@@ -103,6 +127,10 @@ class Refusals(TestCase):
         self.assertEqual(self.refused("push", "--seconds", "-1")[0], 2)
         code, line = self.refused("push", "--config", "x", "--running")
         self.assertEqual((code, line), (1, "imctl: give --config or --running, not both"))
+        self.assertEqual(self.refused("archive", "--running")[0], 2)
+        code, line = self.refused("archive", "--database", "mongo")
+        self.assertEqual(code, 2)
+        self.assertIn("'mongo' is not sqlite, postgresql, both or a URL", line)
 
     def test_nothing_runs(self) -> None:
         """No demo to load."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-
-from imserver.business.conversations import partition, prefix
 from tests.business.shop import KEY, ShopCase
 
 
@@ -128,11 +125,6 @@ class MessageTests(ShopCase):
             await self.archived()
         (listed,) = (await self.good("GET", "/v1/conversations", alice))["conversations"]
         self.assertEqual(listed["unread"], 0)
-        await self.redis.command("FLUSHALL")  # what is left is the archive
-        await self.agent("alice")
-        page = await self.good("GET", f"/v1/conversations/{conversation}/messages", alice)
-        self.assertEqual([m["type"] for m in page["messages"]], ["recalled", "recall"])
-        self.assertEqual((await self.say(bob, "again", shop="s1"))["seq"], 3)
 
 
 class DeskTests(ShopCase):
@@ -235,50 +227,6 @@ class FaultTests(ShopCase):
         await self.until(lambda: len(self.inbox("alice")) == 5)
         self.assertEqual([m["seq"] for m in self.inbox("alice")], [1, 2, 3, 4, 5])
         self.assertEqual([m["seq"] for m in self.inbox("bob")], [1, 2, 3, 4, 5])
-
-    async def test_database_away(self) -> None:
-        """While the database takes nothing, messages go on and are in the history; it gets them when it is back."""
-        await self.start(database={"timeout_s": 1.0})
-        await self.agent("alice")
-        bob = self.token("bob")
-        await self.say(bob, "before", shop="s1")
-        await self.archived()
-        lock = sqlite3.connect(self.settings.database.url.removeprefix("sqlite:///"), isolation_level=None)
-        self.addCleanup(lock.close)
-        lock.execute("BEGIN IMMEDIATE")
-        conversation = (await self.say(bob, "during", shop="s1"))["conversation"]
-
-        async def noticed() -> bool:
-            response = await self.http.get(f"{self.url}/metrics")
-            return b"im_archive_away 1.0" in await response.content()
-
-        await self.until(noticed)
-        await self.say(self.token("new"), "hello", shop="s1")
-        page = await self.good("GET", f"/v1/conversations/{conversation}/messages", bob)
-        self.assertEqual([m["body"]["text"] for m in page["messages"]], ["before", "during"])
-        self.assertGreater(await self.redis.command("XLEN", f"{prefix(partition(conversation))}:journal"), 0)
-        lock.execute("ROLLBACK")
-        await self.archived()
-        rows = sqlite3.connect(self.settings.database.url.removeprefix("sqlite:///")).execute(
-            "SELECT count(*) FROM messages"
-        )
-        self.assertEqual(rows.fetchone(), (3,))
-
-    async def test_dead_archiver(self) -> None:
-        """What an archiver had read when it died is taken over."""
-        first = await self.start(business={"claim_after_s": 0.3})
-        await self.agent("alice")
-        conversation = (await self.say(self.token("bob"), shop="s1"))["conversation"]
-        await self.archived()
-        await first.stop()
-        journal = f"{prefix(partition(conversation))}:journal"
-        await self.redis.command("XADD", journal, "*", "kind", "read", "q", conversation, "uid", "bob", "seq", 1)
-        taken = await self.redis.command("XREADGROUP", "GROUP", "archive", "dead", "STREAMS", journal, ">")
-        self.assertEqual(len(taken), 1)
-        await self.start()
-        await self.archived()
-        rows = sqlite3.connect(self.settings.database.url.removeprefix("sqlite:///")).execute("SELECT * FROM reads")
-        self.assertEqual(rows.fetchall(), [(conversation, "bob", 1)])
 
     async def test_undispatched_of_a_dead_server(self) -> None:
         """What a server had accepted and not dispatched when it died, another dispatches, and lists."""

