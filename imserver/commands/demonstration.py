@@ -257,6 +257,9 @@ def _welcome(ready: dict[str, Any]) -> str:
         f"  The business server's calls   {ready['business']}/docs",
         *(f"  Worker {i + 1}                      {url}" for i, url in enumerate(ready["workers"])),
         "",
+        "  Channels and their API keys:",
+        *(f"    {name:<16} {one['uplink']:<10} {one['api_key']}" for name, one in ready["channels"].items()),
+        "",
         "  Ctrl-C ends everything.",
         "",
     ]

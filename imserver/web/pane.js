@@ -358,7 +358,8 @@ export class Pane {
   /** Make the composer as high as its text. */
   fit() {
     this.input.style.height = "auto";
-    this.input.style.height = `${this.input.scrollHeight}px`;
+    const border = this.input.offsetHeight - this.input.clientHeight; // the height of a box has it, scrollHeight has not
+    this.input.style.height = `${this.input.scrollHeight + border}px`;
     this.submit.disabled = !this.input.value.trim() || this.input.disabled;
   }
 
