@@ -18,7 +18,7 @@ from imserver.business.journals import REFUSED, REFUSED_MARK
 from imserver.data import database
 from imserver.data.database import Database
 from imserver.data.interface import Unavailable
-from imserver.data.redis import Redis
+from imserver.data.redis import Redis, pairs
 
 PAGE_BYTES = 512 << 10
 """A page has at most so many bytes of bodies, but at least one of them: it may travel as one frame, and a frame over
@@ -122,7 +122,7 @@ class History:
 
     async def _entry(self, stream: str, entry: bytes) -> StoredMessage | None:
         for _, fields in await self._redis.command("XRANGE", stream, entry, entry):
-            return msgspec.json.decode(_pairs(fields)[b"message"], type=StoredMessage)
+            return msgspec.json.decode(pairs(fields)[b"message"], type=StoredMessage)
         return None
 
     async def _taken_back(self, id: str, low: int, high: int) -> set[int]:
@@ -130,10 +130,6 @@ class History:
         start = f"{prefix(partition(id))}:senders:{id}"
         senders: bytes = await self._redis.command("GETRANGE", start, low - 1, high - 1)
         return {low + index for index, sender in enumerate(senders) if sender == 0}
-
-
-def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _interval(connection: sa.Connection, id: str, low: int, high: int) -> list[StoredMessage]:

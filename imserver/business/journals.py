@@ -9,17 +9,16 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from twisted.internet import defer
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from imserver import config
 from imserver.business.conversations import PARTITIONS, prefix
-from imserver.data.redis import Redis
+from imserver.data.redis import Redis, pairs
+from imserver.ops.background import together
 
 log = Logger()
 GROUP = "archive"
@@ -58,7 +57,7 @@ class Journals:
 
     async def join(self) -> None:
         """See to it that the group exists, from the beginning of each journal on."""
-        await _all(self._redis.script("journal_group", [_key(number)], [GROUP]) for number in range(PARTITIONS))
+        await together(self._redis.script("journal_group", [_key(number)], [GROUP]) for number in range(PARTITIONS))
 
     async def read(self) -> list[Entry]:
         """About `archive_batch` new entries, and never many more, for their bodies have to fit into memory.
@@ -114,9 +113,9 @@ class Journals:
         done: dict[int, list[str]] = {}
         for entry in entries:
             done.setdefault(entry.partition, []).extend((entry.id, entry.queue))
-        await _all(
-            self._redis.script("conversation_archived", [prefix(number)], [GROUP, *pairs])
-            for number, pairs in done.items()
+        await together(
+            self._redis.script("conversation_archived", [prefix(number)], [GROUP, *those])
+            for number, those in done.items()
         )
 
     async def refuse(self, entry: Entry, reason: str) -> None:
@@ -141,11 +140,11 @@ class Journals:
 
     async def length(self) -> int:
         """Entries in all journals."""
-        return sum(await _all(self._redis.command("XLEN", _key(number)) for number in range(PARTITIONS)))
+        return sum(await together(self._redis.command("XLEN", _key(number)) for number in range(PARTITIONS)))
 
     async def age(self) -> float:
         """For how many seconds the oldest entry has been waiting."""
-        firsts = await _all(
+        firsts = await together(
             self._redis.command("XRANGE", _key(number), "-", "+", "COUNT", 1) for number in range(PARTITIONS)
         )
         since = [int(first[0][0].partition(b"-")[0]) / 1000 for first in firsts if first]
@@ -163,18 +162,7 @@ def _key(number: int) -> str:
 
 def _entries(number: int, entries: Sequence[Any]) -> list[Entry]:
     return [
-        Entry(number, entry.decode(), dict(zip(fields[::2], fields[1::2], strict=True)))
+        Entry(number, entry.decode(), pairs(fields))
         for entry, fields in entries
         if fields  # an entry that was deleted meanwhile has none
     ]
-
-
-async def _all(calls: Iterable[Coroutine[Deferred[Any], Any, Any]]) -> list[Any]:
-    """The results of calls made at once; the first error is the result."""
-    running: list[Deferred[Any]] = [Deferred.fromCoroutine(call) for call in calls]
-    return await defer.gatherResults(running, consumeErrors=True).addErrback(_first_error)
-
-
-def _first_error(failure: Any) -> Any:
-    failure.trap(defer.FirstError)
-    return failure.value.subFailure

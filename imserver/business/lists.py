@@ -5,20 +5,19 @@ Each user has, per channel, a sorted set of conversations by the time of their l
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
 import ujson
 from msgspec import Raw
-from twisted.internet import defer
-from twisted.internet.defer import Deferred
 
 from imserver.business.assignment import Standing, State
 from imserver.business.conversations import Conversations, Place, Summary
 from imserver.business.history import fitting
 from imserver.business.shops import Desk, Shops
 from imserver.data.redis import Redis
+from imserver.ops.background import together
 
 INFO_TTL_S = 180 * 86400
 _KNOWN_MAX = 10000
@@ -161,15 +160,6 @@ def cut(found: list[Listed], limit: int) -> tuple[list[Listed], bool]:
     edge = found[limit].ts
     page = [item for item in found[:limit] if item.ts != edge] or [item for item in found if item.ts == edge]
     return page, len(page) < len(found)
-
-
-async def together(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """All results, in order; the first error if there is one, after all have ended."""
-    outcomes: list[Any] = await defer.DeferredList([Deferred.fromCoroutine(one) for one in work], consumeErrors=True)
-    for good, value in outcomes:
-        if not good:
-            value.raiseException()
-    return [value for _, value in outcomes]
 
 
 def state_frame(conversation: str, standing: Standing, ts: int) -> Raw:

@@ -26,7 +26,7 @@ from imserver.business.channels import Channels
 from imserver.business.conversations import Accepted, Conversations, Draft, Lost, Place, Refused
 from imserver.business.desk import Desks
 from imserver.business.history import History, recalled_seq
-from imserver.business.lists import Lists, together
+from imserver.business.lists import Lists
 from imserver.business.outbox import Outbox
 from imserver.business.policy import Policy
 from imserver.business.shops import Desk, Shops
@@ -40,6 +40,7 @@ from imserver.http.problems import (
     rate_limited,
     unavailable,
 )
+from imserver.ops.background import together
 from imserver.ops.metrics import Metrics
 from imserver.protocol import ids
 from imserver.protocol.syntax import ChannelName, Cid, ConversationId, MessageType, Shop, Skill, Uid, json_object

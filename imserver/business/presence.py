@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twisted.internet import defer
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from imserver.data.interface import Connections, Lease
+from imserver.ops.background import together
 from imserver.routing.workers import Workers
 from imserver.rpc.interface import Peers, RpcError
 
@@ -43,11 +42,9 @@ class Presence:
             for record in records:
                 if record.role == MERCHANT and channel in record.channels and record.incarnation in incarnations:
                     asked.setdefault(record.incarnation, set()).add(uid)
-        answers = await defer.gatherResults(
-            [
-                Deferred.fromCoroutine(self._present(self._workers.lease(incarnation), sorted(there), channel))
-                for incarnation, there in asked.items()
-            ]
+        answers = await together(
+            self._present(self._workers.lease(incarnation), sorted(there), channel)
+            for incarnation, there in asked.items()
         )
         return set().union(*answers)
 

@@ -23,6 +23,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from imserver.business.moderation import ACTIONS, Action, WordFilter
 from imserver.business.normalisation import normalise
+from imserver.data.redis import pairs
 from imserver.protocol.syntax import position
 
 WORDS_MAX = 20_000
@@ -173,7 +174,7 @@ class Words:
     async def refresh(self) -> None:
         """Take in what other servers changed: one small command if that is nothing."""
         async with self._lock:
-            versions = _pairs(await self._redis.command("HGETALL", _VERSIONS))
+            versions = pairs(await self._redis.command("HGETALL", _VERSIONS))
             for policy in self._policies.keys() - {name.decode() for name in versions}:
                 del self._policies[policy]
             for name, version in versions.items():
@@ -205,7 +206,7 @@ class Words:
 
     async def list(self, policy: str) -> tuple[Entry, ...]:
         """All entries, by word."""
-        found = _pairs(await self._redis.command("HGETALL", _list_key(policy)))
+        found = pairs(await self._redis.command("HGETALL", _list_key(policy)))
         return tuple(sorted(map(_entry, found.values()), key=lambda entry: entry.word))
 
     async def _known(self, policy: str, before: bytes | None, version: bytes) -> _Policy | None:
@@ -219,7 +220,7 @@ class Words:
 
     async def _load(self, policy: str, version: bytes) -> None:
         # read after the version: what changed in between is read again at the next refresh, never missed
-        found = _pairs(await self._redis.command("HGETALL", _list_key(policy)))
+        found = pairs(await self._redis.command("HGETALL", _list_key(policy)))
         self._policies[policy] = _Policy(version, {letters: _entry(entry) for letters, entry in found.items()})
 
     async def _script(self, source: str, policy: str, *args: str | bytes | int) -> Any:
@@ -247,7 +248,3 @@ def _version() -> bytes:
 
 def _entry(stored: bytes) -> Entry:
     return msgspec.json.decode(stored, type=Entry)
-
-
-def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))

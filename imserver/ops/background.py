@@ -1,16 +1,29 @@
-"""Work that repeats in the background: named, counted, and not able to die silently."""
+"""Work that repeats in the background: named, counted, and not able to die silently; and work side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from twisted.internet import task
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 log = Logger()
+Result = TypeVar("Result")
+
+
+async def together(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Run coroutines side by side: all results, in order; the first exception, once all have ended."""
+    work = list(calls)
+    if len(work) == 1:
+        return [await work[0]]
+    outcomes: list[Any] = await DeferredList([Deferred.fromCoroutine(one) for one in work], consumeErrors=True)
+    for succeeded, value in outcomes:
+        if not succeeded:
+            value.raiseException()
+    return [value for _, value in outcomes]
 
 
 class Repeated:

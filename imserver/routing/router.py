@@ -11,11 +11,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 import msgspec
-from twisted.internet import defer
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from imserver.data.interface import ConnectionRecord, Connections, Inboxes, Lease, Unavailable, Webhooks
+from imserver.ops.background import together
 from imserver.ops.trail import Event, Trail
 from imserver.protocol.deliveries import Delivery, encode_head
 from imserver.protocol.webhooks import offline_event
@@ -89,7 +88,7 @@ class Router:
             for index in indices:
                 outcomes[index] = await self._deliver(deliveries[index])
 
-        await _all([one_uid(indices) for indices in by_uid.values()])
+        await together([one_uid(indices) for indices in by_uid.values()])
         return outcomes
 
     async def _deliver(self, delivery: Delivery) -> Outcome:
@@ -131,7 +130,9 @@ class Router:
     async def _push(self, pushed: Pushed, live: Sequence[ConnectionRecord]) -> int:
         if not live:
             self._count("inbox" if pushed.cursor else "nobody")
-        return sum(await _all([self._push_to(incarnation, pushed) for incarnation in {r.incarnation for r in live}]))
+        return sum(
+            await together([self._push_to(incarnation, pushed) for incarnation in {r.incarnation for r in live}])
+        )
 
     async def _push_to(self, incarnation: str, pushed: Pushed) -> int:
         lease = self.workers.lease(incarnation)
@@ -233,15 +234,4 @@ class Router:
                     log.info("{worker}: {why}", worker=lease.id, why=str(error))
             return None
 
-        return await _all([ask(lease) for lease in leases])
-
-
-async def _all(calls: list) -> list:  # type: ignore[type-arg]
-    """Run coroutines side by side; the first exception, once all have ended."""
-    if len(calls) == 1:
-        return [await calls[0]]
-    results = await defer.DeferredList([Deferred.fromCoroutine(call) for call in calls], consumeErrors=True)
-    for succeeded, value in results:
-        if not succeeded:
-            value.raiseException()
-    return [value for _, value in results]
+        return await together([ask(lease) for lease in leases])
