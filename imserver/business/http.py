@@ -16,7 +16,7 @@ from imserver.business.messages import Messages, Send, Sent
 from imserver.business.threads import Threads
 from imserver.http.problems import not_found
 from imserver.http.routes import Call, Function, Route, Scheme
-from imserver.protocol.syntax import ConversationId, Limit, ReadSeq, Seq, Shop, Timestamp, Uid, valid
+from imserver.protocol.syntax import START, ConversationId, Cursor, Limit, ReadSeq, Seq, Shop, Timestamp, Uid, valid
 
 TAG = "conversations"
 
@@ -43,6 +43,13 @@ class HistoryQuery(msgspec.Struct):
 
     before: Seq | None = None
     after: ReadSeq | None = None
+    limit: Limit = 50
+
+
+class After(msgspec.Struct):
+    """From where on, oldest first."""
+
+    after: Cursor = START
     limit: Limit = 50
 
 

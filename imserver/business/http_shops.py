@@ -11,14 +11,14 @@ from imserver import config
 from imserver.business.access import Caller
 from imserver.business.assignment import AgentSettings, Capacity, Status
 from imserver.business.desk import Desks
-from imserver.business.http import Kept
+from imserver.business.http import After, Kept
 from imserver.business.messages import AGENT
 from imserver.business.moderation import Action
 from imserver.business.shops import Agent, Desk, Shops, Waiting
 from imserver.business.words import Entry, Flagged, WordError, Words
-from imserver.http.problems import bad_query, conflict, forbidden, invalid, not_found
+from imserver.http.problems import conflict, forbidden, invalid, not_found
 from imserver.http.routes import Call, Route, Scheme
-from imserver.protocol.syntax import Cursor, Limit, Shop, Skill, Uid
+from imserver.protocol.syntax import Shop, Skill, Uid
 
 
 class AgentBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -52,13 +52,6 @@ class WordList(msgspec.Struct):
     """The words of the channel's policy."""
 
     words: list[Entry]
-
-
-class FlaggedQuery(msgspec.Struct):
-    """From where on, oldest first."""
-
-    after: Cursor = "0-0"
-    limit: Limit = 50
 
 
 class FlaggedList(msgspec.Struct):
@@ -127,11 +120,8 @@ def routes(settings: config.Config, shops: Shops, desks: Desks, words: Words, ke
         return _found(await words.delete(policy(call), call.path["word"]))
 
     async def flagged(call: Call) -> FlaggedList:
-        query: FlaggedQuery = call.query
-        try:
-            found = await words.list_flagged(call.identity.channels[0], query.after, query.limit)
-        except ValueError as error:
-            raise bad_query(str(error), "after") from None
+        query: After = call.query
+        found = await words.list_flagged(call.identity.channels[0], query.after, query.limit)
         return FlaggedList(list(found), found[-1].cursor if found else query.after)
 
     both: Scheme = "key or token"
@@ -203,7 +193,7 @@ def routes(settings: config.Config, shops: Shops, desks: Desks, words: Words, ke
             method="GET",
             path="/v1/flagged",
             function=kept(flagged),
-            query=FlaggedQuery,
+            query=After,
             answer=FlaggedList,
             auth="key",
             tag="words",

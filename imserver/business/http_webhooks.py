@@ -11,37 +11,22 @@ from msgspec import Meta
 from twisted.internet.interfaces import IReactorTime
 
 from imserver import config
+from imserver.business.http import After
 from imserver.config import WebhookEvent
-from imserver.data.webhooks import MOVED_MAX, Dead, RedisWebhooks
-from imserver.http.problems import bad_query, conflict
+from imserver.data.webhooks import MOVED_MAX, Dead, RedisWebhooks, State
+from imserver.http.problems import conflict
 from imserver.http.routes import Call, Route
-from imserver.protocol.syntax import Cursor, Limit, position
+from imserver.protocol.syntax import Cursor
 from imserver.protocol.webhooks import Event
 
 TAG = "webhooks"
 
 
-class Webhook(msgspec.Struct, kw_only=True):
-    """A channel's webhook. Without `url` nobody is told of anything.
-
-    `waiting` events are to be told, those among them that have been tried are `retrying`; `dead` ones were given up.
-    """
+class Webhook(State, frozen=True, kw_only=True):
+    """A channel's webhook, and how it fares. Without `url` nobody is told of anything."""
 
     url: str | None
     events: list[WebhookEvent]
-    waiting: int
-    retrying: int
-    dead: int
-    told_ts: int | None
-    failed_ts: int | None
-    error: str | None
-
-
-class DeadQuery(msgspec.Struct):
-    """From where on, oldest first."""
-
-    after: Cursor = "0-0"
-    limit: Limit = 50
 
 
 class DeadList(msgspec.Struct):
@@ -83,11 +68,7 @@ def routes(settings: config.Config, webhooks: RedisWebhooks, clock: IReactorTime
 
     async def dead(call: Call) -> DeadList:
         (channel,) = call.identity.channels
-        query: DeadQuery = call.query
-        try:
-            position(query.after)
-        except ValueError as error:
-            raise bad_query(str(error), "after") from None
+        query: After = call.query
         found = await webhooks.dead(channel, query.after, query.limit)
         return DeadList(found, found[-1].cursor if found else query.after)
 
@@ -136,7 +117,7 @@ def routes(settings: config.Config, webhooks: RedisWebhooks, clock: IReactorTime
             method="GET",
             path="/v1/webhook/dead",
             function=dead,
-            query=DeadQuery,
+            query=After,
             answer=DeadList,
             auth="key",
             tag=TAG,

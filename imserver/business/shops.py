@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from msgspec import UNSET
@@ -11,7 +11,7 @@ from twisted.internet.defer import DeferredLock
 from twisted.internet.interfaces import IReactorTime
 
 from imserver import config
-from imserver.business.assignment import AgentSettings, Outcome, Standing, Status, outcome, standing
+from imserver.business.assignment import AgentSettings, Outcome, Standing, State, Status, outcome, standing
 from imserver.business.presence import Presence
 from imserver.data.agents import shops_key
 from imserver.data.redis import Argument, Redis, pairs
@@ -213,13 +213,17 @@ class Shops:
 
     async def pass_on(self, desk: Desk) -> None:
         """Give the webhooks what the back office is to be told of this desk; twice if we die in between."""
-        if not self._webhooks.wanted(desk.channel):
+        if not self._wanted(desk):
             return
         key = f"{desk.prefix}:events"
         async with self._passing:  # one at a time here: the sweeper and a change would both pass the same on
             while found := await self._redis.command("XRANGE", key, "-", "+", "COUNT", _EVENTS_AT_ONCE):
                 await self._webhooks.record(desk.channel, [_event(desk, pairs(fields)) for _, fields in found])
                 await self._redis.command("XDEL", key, *[entry for entry, _ in found])
+
+    def _wanted(self, desk: Desk) -> list[State]:
+        """The changes that its back office wants to hear of."""
+        return [state for state in get_args(State) if self._webhooks.wants(desk.channel, state)]
 
     async def _online(self, desk: Desk) -> str:
         uids = [uid.decode() for uid in await self._redis.command("HKEYS", f"{desk.prefix}:agents")]
@@ -235,7 +239,7 @@ class Shops:
             [desk.prefix],
             [
                 *(operation, subject, online, self._settings.strategy, int(self._settings.sticky), now),
-                *(" ".join(self._webhooks.wanted(desk.channel)), *more),
+                *(" ".join(self._wanted(desk)), *more),
             ],
         )
         return answer

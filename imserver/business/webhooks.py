@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from imserver import config
 from imserver.data.interface import Unavailable
 from imserver.data.webhooks import Queued, RedisWebhooks
-from imserver.http.client import HttpClient, Unreachable
+from imserver.http.client import HttpClient, Unreachable, backoff
 from imserver.protocol.webhooks import signed
 
 log = Logger()
@@ -33,11 +33,6 @@ _DOWN = frozenset({429, 502, 503, 504})
 
 LEASE_EXTRA_S = 5.0
 """An event is nobody else's for the deadline of its POST and this."""
-
-
-def backoff_s(failures: int, first_s: float, most_s: float, jitter: float) -> float:
-    """Seconds to wait after so many failures (from 1 on): doubling, bounded; `jitter`, in [0, 1), takes up to half."""
-    return min(most_s, first_s * 2.0 ** min(failures - 1, 30)) * (1 - jitter / 2)
 
 
 class _Line:
@@ -159,8 +154,8 @@ class WebhookSender:
         first_s, most_s = self._settings.retry_first_s, self._settings.retry_max_s
         if down:
             line.failures += 1
-            line.not_before = now + max(wait_s, backoff_s(line.failures, first_s, PAUSE_MAX_S, self._jitter()))
-        again_s = max(wait_s, backoff_s(queued.attempt, first_s, most_s, self._jitter()))
+            line.not_before = now + max(wait_s, backoff(line.failures - 1, self._jitter(), first_s, PAUSE_MAX_S))
+        again_s = max(wait_s, backoff(queued.attempt - 1, self._jitter(), first_s, most_s))
         dead = now - queued.ts / 1000 >= self._settings.give_up_s
         self._observe(line.channel, "dead" if dead else "failed")
         log.warn(

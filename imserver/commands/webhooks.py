@@ -72,11 +72,9 @@ async def _status(target: Target, http: HttpClient, options: argparse.Namespace)
 
 async def _dead(target: Target, http: HttpClient, options: argparse.Namespace) -> int:
     after = "0-0"
-    while page := await _ask(target, http, "GET", f"/dead?limit=200&after={after}"):
+    while (page := await _ask(target, http, "GET", f"/dead?limit=200&after={after}"))["dead"]:
         for one in page["dead"]:
             print(msgspec.json.encode(one).decode())
-        if not page["dead"]:
-            break
         after = page["next"]
     return 0
 

@@ -172,10 +172,12 @@ class HttpClient:
         )
 
 
-def backoff(attempt: int, jitter: float) -> float:
+def backoff(
+    attempt: int, jitter: float, first_s: float = _FIRST_BACKOFF_S, longest_s: float = _LONGEST_BACKOFF_S
+) -> float:
     """Seconds to wait after the failed `attempt` (0 is the first): doubling, bounded, half of it at
     random."""
-    whole = min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(attempt, 10))
+    whole = min(longest_s, first_s * 2.0 ** min(attempt, 30))
     return whole * (0.5 + 0.5 * jitter)
 
 

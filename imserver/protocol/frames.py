@@ -31,7 +31,6 @@ from imserver.protocol.syntax import (
     Uid,
     json_object,
     plain,
-    position,
     too_deep,
     valid,
 )
@@ -225,13 +224,6 @@ def _semantic_problem(frame: Incoming) -> tuple[str, str] | None:
             return "body", "has to be a JSON object"
         if (frame.to is not None) + (frame.conversation is not None) + (frame.shop is not None) > 1:
             return "to", "give only one of to, conversation and shop"
-    elif isinstance(frame, Ack | Hello):
-        cursor = frame.cursor if isinstance(frame, Ack) else frame.since
-        if cursor is not None and cursor != "$":
-            try:
-                position(cursor)
-            except ValueError as error:
-                return ("cursor" if isinstance(frame, Ack) else "since"), str(error)
     elif isinstance(frame, History) and frame.before is not None and frame.after is not None:
         return "before", "give only one of before and after"
     return None

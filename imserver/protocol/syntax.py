@@ -21,8 +21,8 @@ ConversationId = Annotated[str, Meta(pattern=r"^[a-z0-9]{1,64}" + _END, descript
 MessageId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}" + _END, description="a message")]
 MessageType = Annotated[str, Meta(pattern=r"^[a-z0-9_-]{1,32}" + _END, description="what the body is")]
 Conn = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,160}" + _END, description="a connection")]
-Cursor = Annotated[str, Meta(pattern=r"^[0-9]{1,20}-[0-9]{1,20}" + _END, description="a position in an inbox")]
-Since = Annotated[str, Meta(pattern=r"^(\$|[0-9]{1,20}-[0-9]{1,20})" + _END)]
+Cursor = Annotated[str, Meta(pattern=r"^[0-9]{1,19}-[0-9]{1,19}" + _END, description="a position in an inbox")]
+Since = Annotated[str, Meta(pattern=r"^(\$|[0-9]{1,19}-[0-9]{1,19})" + _END)]
 Skill = Annotated[
     str, Meta(pattern=r"^[^\s\x00-\x1f](.{0,62}[^\s])?" + _END, max_length=64, description="what an agent is good at")
 ]
@@ -42,9 +42,9 @@ _PLAIN = {
     r"^[0-9a-f]{32}": "32 characters of 0-9a-f",
     r"^[a-z0-9_-]{1,32}": "1-32 characters of a-z0-9_-",
     r"^[A-Za-z0-9_.:-]{1,160}": "the id of a connection",
-    r"^[0-9]{1,20}-[0-9]{1,20}": "a cursor that this server gave",
+    r"^[0-9]{1,19}-[0-9]{1,19}": "a cursor that this server gave",
     r"^[^\s\x00-\x1f](.{0,62}[^\s])?": "1-64 characters, without space around them",
-    r"^(\$|[0-9]{1,20}-[0-9]{1,20})": "a cursor that this server gave, or $",
+    r"^(\$|[0-9]{1,19}-[0-9]{1,19})": "a cursor that this server gave, or $",
 }
 
 

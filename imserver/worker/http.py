@@ -11,9 +11,9 @@ from twisted.web.server import Request as WebRequest
 
 from imserver.data.interface import Inboxes
 from imserver.http.addresses import client_address
-from imserver.http.problems import bad_query, forbidden, invalid, unauthorized, unavailable
+from imserver.http.problems import bad_query, forbidden, unauthorized, unavailable
 from imserver.http.routes import TAKEN, Call, Route
-from imserver.protocol.syntax import Cursor, Device, Platform, position
+from imserver.protocol.syntax import Cursor, Device, Platform, position, valid
 from imserver.protocol.tokens import Claims, TokenError, Tokens
 from imserver.worker.acknowledgements import Acknowledgements
 from imserver.worker.actions import Admit
@@ -86,7 +86,7 @@ class Calls:
             raise forbidden(refusal)
         since = request.getHeader("last-event-id") or None
         if since is not None:
-            if not is_cursor(since):
+            if not valid(Cursor, since):
                 raise bad_query("this cursor was not given by this server", "Last-Event-ID")
             await self._acknowledge(claims, call.query.device, since)
         face = EventStream(request)
@@ -99,8 +99,6 @@ class Calls:
 
     async def acknowledge(self, call: Call) -> None:
         """`POST /v1/ack`."""
-        if not is_cursor(call.body.cursor):
-            raise invalid("this cursor was not given by this server", "cursor")
         await self._acknowledge(call.identity, call.query.device, call.body.cursor)
 
     async def _acknowledge(self, claims: Claims, device: str, cursor: str) -> None:
@@ -139,12 +137,3 @@ class Calls:
                 summary="Acknowledge everything up to a cursor",
             ),
         ]
-
-
-def is_cursor(cursor: str) -> bool:
-    """Whether this is a cursor at all."""
-    try:
-        position(msgspec.convert(cursor, Cursor))
-    except (ValueError, msgspec.ValidationError):
-        return False
-    return True

@@ -11,10 +11,8 @@ from typing import Any
 import ujson
 from twisted.internet import reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint
-from twisted.trial.unittest import SynchronousTestCase
 from twisted.web import resource, server
 
-from imserver.business.webhooks import backoff_s
 from tests.business.shop import KEY, ShopCase
 
 SECRETS = ["whsec_" + base64.b64encode(secrets.token_bytes(32)).decode() for _ in range(2)]
@@ -229,6 +227,9 @@ class FailureTests(WebhookCase):
         self.assertEqual(await self.good("POST", "/v1/webhook/dead/drop", body={}), {"moved": 3})
         self.assertEqual((await self.good("GET", "/v1/webhook/dead"))["dead"], [])
         await self.refused(400, "invalid_frame", "GET", "/v1/webhook/dead?after=99999999999999999999-1")
+        none = {"cursors": ["99999999999999999999-1"]}
+        for what in ("retry", "drop"):
+            await self.refused(422, "invalid_frame", "POST", f"/v1/webhook/dead/{what}", body=none)
 
     async def test_server_dies(self) -> None:
         """What a server had taken when it ended is told by another."""
@@ -275,12 +276,3 @@ class FailureTests(WebhookCase):
             await self.good("POST", "/v1/webhook/ping")
         await self.until(lambda: len(self.office.posts) >= 6)
         self.assertLess(len(self.office.posts), 10)
-
-
-class BackoffTests(SynchronousTestCase):
-    """How long to wait."""
-
-    def test_backoff(self) -> None:
-        """Doubling, bounded, up to half of it at random."""
-        self.assertEqual([backoff_s(n, 2.0, 30.0, 0.0) for n in range(1, 7)], [2, 4, 8, 16, 30, 30])
-        self.assertEqual(backoff_s(1000, 2.0, 600.0, 0.5), 450.0)

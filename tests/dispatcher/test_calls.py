@@ -343,7 +343,16 @@ class CallTests:
         waiting = Deferred.fromCoroutine(self.good("GET", f"{path}&wait_s=30", key=JOURNAL_KEY, timeout=40.0))
         await self.journal_entry(5)
         self.assertEqual([e["ts"] for e in (await waiting)["entries"]], [5])
-        for query in ("limit=0", "limit=1001", "wait_s=31", "wait_s=-1", "wait_s=nan", "after=x", "limit=x"):
+        for query in (
+            "limit=0",
+            "limit=1001",
+            "wait_s=31",
+            "wait_s=-1",
+            "wait_s=nan",
+            "after=x",
+            "after=99999999999999999999-1",
+            "limit=x",
+        ):
             await self.bad(
                 400, "invalid_frame", "GET", f"/v1/journal?{query}", field=query.split("=")[0], key=JOURNAL_KEY
             )

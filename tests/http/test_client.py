@@ -172,3 +172,5 @@ class Clients(TestCase):
             (50, 1.0, 2.0),
         ):
             check(backoff(attempt, jitter), seconds)
+        self.assertEqual([backoff(n, 1.0, 2.0, 30.0) for n in range(6)], [2, 4, 8, 16, 30, 30])
+        self.assertEqual(backoff(999, 0.5, 2.0, 600.0), 450.0)
